@@ -1,0 +1,32 @@
+"""The door to the engines: the only module that imports ``kernels.cpu`` and its kin."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from .kernels.cpu.session import Progress, Session
+from .kernels.problem import Data, Topology
+from .validation import choice
+
+__all__ = ["DEVICES", "Data", "Progress", "Session", "Topology", "open_session"]
+
+DEVICES = {"cpu": Session}
+
+
+def open_session(
+    device: str, topology: Topology, theta: np.ndarray, batch_rows: int, threads: int | None = None
+) -> Session:
+    """A network at work on a device, as a context manager; ``theta`` is copied.
+
+    Parameters
+    ----------
+    device : str
+        A name in ``DEVICES``.
+    topology : Topology
+    theta : (n_parameters,) array
+    batch_rows : int
+        Samples that are in work at once, at most.
+    threads : int or None
+        None lets the engine choose.
+    """
+    return DEVICES[choice("device", device, DEVICES)](topology, theta, batch_rows, threads)

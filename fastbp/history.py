@@ -1,0 +1,69 @@
+"""What a training reports, epoch by epoch."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+from .validation import require
+
+
+@dataclass
+class History:
+    """Curves of one call of ``fit``, one entry per completed epoch.
+
+    Attributes
+    ----------
+    loss : list of float
+        Mean training loss, each minibatch's taken before its update.
+    val_loss : list of float
+        Loss on the validation data after the epoch; empty without validation data.
+    seconds : list of float
+        Time spent training, validation excluded.
+    samples_per_second : list of float
+    """
+
+    loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    seconds: list[float] = field(default_factory=list)
+    samples_per_second: list[float] = field(default_factory=list)
+
+    @property
+    def epochs(self) -> int:
+        """Number of completed epochs."""
+        return len(self.loss)
+
+    def plot(self, path: str | os.PathLike | None = None) -> Any:
+        """Draw the loss curves on a logarithmic scale.
+
+        Parameters
+        ----------
+        path : path-like, optional
+            Where to save the picture; its suffix gives the format.
+
+        Returns
+        -------
+        matplotlib.axes.Axes
+
+        Raises
+        ------
+        MissingExtraError
+            If matplotlib is not installed.
+        """
+        require("matplotlib", "plot")
+        from matplotlib.backends.backend_agg import FigureCanvasAgg
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(6.4, 4.0), layout="constrained")
+        FigureCanvasAgg(figure)
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
+        epochs = range(1, self.epochs + 1)
+        axes.plot(epochs, self.loss, label="training")
+        if self.val_loss:
+            axes.plot(epochs, self.val_loss, label="validation")
+        axes.legend()
+        axes.grid(alpha=0.3)
+        if path is not None:
+            figure.savefig(path, dpi=150)
+        return axes

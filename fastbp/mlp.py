@@ -1,0 +1,518 @@
+"""The multilayer perceptron: its description, its parameters, and the training loop."""
+
+from __future__ import annotations
+
+import math
+import os
+import secrets
+import time
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import numpy as np
+from tqdm import tqdm
+
+from . import io, parameters, validation
+from .backend import Data, Session, Topology, open_session
+from .history import History
+from .kernels.activations import ACTIVATIONS
+from .kernels.losses import LOSSES
+from .optimizers import Adam, Optimizer, as_optimizer
+from .validation import DivergedError
+
+#: The compiled loop returns to Python about this often, in seconds: progress and Ctrl-C live there.
+TURN_SECONDS = 0.05
+#: Rows of a batch for evaluation: enough for all threads.
+EVALUATION_ROWS = 1024
+
+
+class MLP:
+    """A multilayer perceptron, trained by backpropagation.
+
+    z[l] = a[l-1] @ W[l] + b[l] and a[l] = f(z[l]), up to the last layer's z; the loss decides the link from there
+    to predictions.
+
+    Parameters
+    ----------
+    layer_sizes : sequence of int
+        Widths from input to output: (64, 128, 10). Two widths make a single layer.
+    activation : str or sequence of str
+        A name, or one name per hidden layer: identity, logistic, tanh, relu.
+    loss : str
+        "squared_error" (mean over samples of 1/2 sum_k (y_k - t_k)^2; predictions are z), "cross_entropy" (softmax;
+        targets are labels (n_samples,) or probabilities (n_samples, n_out)), or "binary_cross_entropy" (logistic;
+        one or more independent targets from 0 to 1, summed over outputs).
+    dropout : float
+        Probability, below 1, of dropping a hidden unit in training; the others are scaled up.
+    normalization : None
+        Reserved.
+    initializer : str, optional
+        "glorot_uniform" or "he_uniform". None takes he_uniform in front of a relu and glorot_uniform elsewhere.
+    bias : bool
+        Whether layers have biases.
+    dtype : {"float32", "float64"}
+    random_state : int, optional
+        Seed, 0 <= seed < 2**64, of initialisation, shuffling and dropout; the same seed gives the same bits on any
+        number of threads. None draws one, which is then found in the attribute.
+
+    Attributes
+    ----------
+    theta : (n_parameters,) array
+        All parameters, layer by layer, W[l] row by row, then b[l].
+    weights, biases : tuple of arrays
+        Writable views on theta: W[l] is (n_in, n_out), b[l] is (n_out,).
+    feature_mean, feature_scale : (n_in,) float64 arrays or None
+        Set by `standardize`.
+    metadata : dict of str to str
+        The user's own words, saved with the network.
+    epochs : int
+        Passes over data that the network has been trained for.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If an argument is out of its range.
+    """
+
+    def __init__(
+        self,
+        layer_sizes: Sequence[int],
+        *,
+        activation: str | Sequence[str] = "relu",
+        loss: str = "squared_error",
+        dropout: float = 0.0,
+        normalization: None = None,
+        initializer: str | None = None,
+        bias: bool = True,
+        dtype: Any = "float32",
+        random_state: int | None = None,
+    ):
+        sizes = _layer_sizes(layer_sizes)
+        names = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
+        if len(names) != len(sizes) - 2:
+            raise ValueError(
+                f"activation must be one name or one per hidden layer ({len(sizes) - 2}), it has {len(names)}"
+            )
+        for name in (activation,) if isinstance(activation, str) else names:
+            validation.choice("activation", name, ACTIVATIONS)
+        if validation.choice("loss", loss, LOSSES) and LOSSES[loss].softmax and sizes[-1] < 2:
+            raise ValueError(
+                f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
+                f"a single output takes 'binary_cross_entropy'"
+            )
+        if normalization is not None:
+            raise ValueError(f"normalization must be None, it is {normalization!r}")
+        if initializer is not None:
+            validation.choice("initializer", initializer, parameters.INITIALIZERS)
+        self.dropout = validation.number_in("dropout", dropout, at_least=0, below=1)
+        self._topology = Topology(
+            sizes, tuple(names), loss, bool(bias), self.dropout, _dtype(dtype), _seed(random_state)
+        )
+        self._theta = parameters.initialize(self._topology, initializer)
+        self.weights, self.biases = parameters.views(self._topology, self._theta)
+        self._optimizer = Adam()
+        self.feature_mean: np.ndarray | None = None
+        self.feature_scale: np.ndarray | None = None
+        self.metadata: dict[str, str] = {}
+        self.epochs = 0
+
+    layer_sizes = property(lambda self: self._topology.layer_sizes, doc="Widths from input to output.")
+    activations = property(lambda self: self._topology.activations, doc="One name per hidden layer.")
+    loss = property(lambda self: self._topology.loss, doc="Name of the loss.")
+    bias = property(lambda self: self._topology.bias, doc="Whether layers have biases.")
+    dtype = property(lambda self: self._topology.dtype, doc="numpy.dtype of parameters and arithmetic.")
+    random_state = property(lambda self: self._topology.seed, doc="The seed.")
+    n_parameters = property(lambda self: self._topology.n_parameters, doc="Length of theta.")
+
+    @property
+    def theta(self) -> np.ndarray:
+        """All parameters as one writable vector; assigning copies into it."""
+        return self._theta
+
+    @theta.setter
+    def theta(self, values: Any) -> None:
+        values = validation.finite("theta", validation.numeric("theta", values))
+        if values.shape != self._theta.shape:
+            raise ValueError(f"theta must have shape {self._theta.shape}, it has shape {values.shape}")
+        self._theta[:] = values
+
+    def __repr__(self) -> str:
+        sizes = "-".join(str(n) for n in self.layer_sizes)
+        return f"MLP({sizes}, loss={self.loss!r}, dtype={self.dtype.name!r}, {self.n_parameters} parameters)"
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        """Copies and pickles hold theta and its views as separate arrays; tie them again."""
+        self.__dict__ = state
+        self.weights, self.biases = parameters.views(self._topology, self._theta)
+
+    def standardize(self, X: Any) -> MLP:
+        """Measure mean and scale of the features; from now on every X is standardised before the first layer.
+
+        Parameters
+        ----------
+        X : (n_samples, n_in) array
+            A feature that does not vary keeps its scale.
+
+        Returns
+        -------
+        MLP
+            The network itself.
+
+        Raises
+        ------
+        ValueError, TypeError
+        """
+        X = validation.samples(X, self.layer_sizes[0], np.dtype(np.float64), None, None)
+        scale = X.std(axis=0)
+        self.feature_mean, self.feature_scale = X.mean(axis=0), np.where(scale > 0, scale, 1.0)
+        return self
+
+    def fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        optimizer: str | Optimizer = "adam",
+        batch_size: int = 32,
+        epochs: int = 10,
+        shuffle: bool = True,
+        validation_data: Sequence[Any] | None = None,
+        schedule: Callable[[int], float] | None = None,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        callbacks: Iterable[Callable[[History], Any]] = (),
+        threads: int | None = None,
+        device: str = "cpu",
+        progress: bool | None = None,
+    ) -> History:
+        """Train for a number of epochs.
+
+        Parameters
+        ----------
+        X : (n_samples, n_in) array
+        y : array
+            Targets as the loss wants them: (n_samples, n_out), (n_samples,) for a single output, or integer labels
+            (n_samples,) for "cross_entropy".
+        sample_weight : (n_samples,) array, optional
+            At least 0; losses become weighted means.
+        optimizer : str or Optimizer
+            "sgd", "adam" or "adamw" with default settings, or an instance, whose state carries on.
+        batch_size : int
+            Samples of a minibatch; the last of an epoch may be shorter.
+        epochs : int
+            Passes over the data in this call.
+        shuffle : bool
+            Draw a new order in each epoch.
+        validation_data : (X, y) or (X, y, sample_weight), optional
+            Its loss is computed after each epoch.
+        schedule : callable, optional
+            From the epoch, counted from 0 in this call, to the learning rate in place of the optimizer's.
+        clip_norm : float, optional
+            Scale gradients of a greater Euclidean norm, over all parameters, down to this one.
+        accumulate : int
+            Minibatches per update: their gradient is that of one batch as large as all of them.
+        callbacks : iterable of callables
+            Each is called with the History after each epoch; training stops when one returns True.
+        threads : int, optional
+            None lets a cost model choose. The result is the same, to the bit, for any number.
+        device : {"cpu"}
+        progress : bool, optional
+            Show a progress bar; None shows it on a terminal only.
+
+        Returns
+        -------
+        History
+
+        Raises
+        ------
+        ValueError, TypeError
+            Before anything changes.
+        DivergedError
+            When the loss or a parameter becomes NaN or infinite; the network keeps the weights of the last finite
+            epoch.
+        """
+        batch_size, epochs = validation.count("batch_size", batch_size), validation.count("epochs", epochs)
+        accumulate = validation.count("accumulate", accumulate)
+        if threads is not None:
+            threads = validation.count("threads", threads)
+        clip = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
+        optimizer = as_optimizer(optimizer)
+        callbacks = tuple(callbacks)
+        for callback in (*callbacks, *([] if schedule is None else [schedule])):
+            if not callable(callback):
+                raise TypeError(f"callbacks and schedule must be callable, {callback!r} is not")
+        rates = [schedule(epoch) if schedule else optimizer.learning_rate for epoch in range(epochs)]
+        rates = [validation.number_in("schedule's learning rate", rate, at_least=0) for rate in rates]
+        data = self._data(X, y, sample_weight)
+        held_out = None
+        if validation_data is not None:
+            if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
+                raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
+            held_out = self._data(*validation_data)
+        slots, step = optimizer.state(self.n_parameters, self.dtype)
+        batch_rows = min(batch_size, len(data.X))
+        with open_session(device, self._topology, self._theta, batch_rows, threads) as session:
+            session.start(
+                data,
+                optimizer.rule,
+                optimizer.hyper,
+                slots,
+                step,
+                update_rows=min(batch_size * accumulate, len(data.X)),
+                learning_rate=np.array(rates, np.float64),
+                shuffle=bool(shuffle),
+                first_epoch=self.epochs,
+                clip_norm=clip,
+                theta=self._theta,
+            )
+            return self._train(session, optimizer, slots, epochs, len(data.X), held_out, callbacks, progress)
+
+    def _train(
+        self,
+        session: Session,
+        optimizer: Optimizer,
+        slots: np.ndarray,
+        epochs: int,
+        n_samples: int,
+        held_out: Data | None,
+        callbacks: tuple[Callable[[History], Any], ...],
+        progress: bool | None,
+    ) -> History:
+        """Run a started session: turns of compiled updates, with reports between them."""
+        history = History()
+        step_by_step = held_out is not None or bool(callbacks)
+        turn, done, stop, training_seconds, first_epoch = 1, 0, False, 0.0, self.epochs
+        bar = tqdm(
+            total=epochs * n_samples,
+            unit=" samples",
+            unit_scale=True,
+            disable=None if progress is None else not progress,
+        )
+        with bar:
+            while history.epochs < epochs and not stop:
+                before, started = history.epochs, time.perf_counter()
+                try:
+                    now = session.train(turn, before + 1 if step_by_step else epochs)
+                except KeyboardInterrupt:
+                    session.publish()
+                    optimizer.keep(slots, session.published_step)
+                    raise
+                seconds = time.perf_counter() - started
+                training_seconds += seconds
+                progressed = now.epochs * n_samples + now.position - done
+                done += progressed
+                turn = max(1, int(progressed / session.update_rows * TURN_SECONDS / seconds))
+                bar.update(progressed)
+                if now.diverged:
+                    raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
+                completed = now.epochs - before
+                if not completed:
+                    continue
+                self.epochs = first_epoch + now.epochs
+                optimizer.keep(slots, session.published_step)
+                history.loss += session.losses[before : now.epochs].tolist()
+                history.seconds += [training_seconds / completed] * completed
+                history.samples_per_second += [n_samples * completed / training_seconds] * completed
+                training_seconds = 0.0
+                if held_out is not None:
+                    history.val_loss.append(session.loss(held_out))
+                bar.set_postfix(
+                    epoch=f"{history.epochs}/{epochs}",
+                    loss=f"{history.loss[-1]:.4g}",
+                    **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
+                )
+                stop = any([callback(history) is True for callback in callbacks])
+        return history
+
+    def partial_fit(
+        self,
+        X: Any,
+        y: Any,
+        *,
+        sample_weight: Any = None,
+        optimizer: str | Optimizer | None = None,
+        batch_size: int = 32,
+        shuffle: bool = True,
+        clip_norm: float | None = None,
+        accumulate: int = 1,
+        threads: int | None = None,
+        device: str = "cpu",
+    ) -> float:
+        """One pass over the data in minibatches.
+
+        Parameters are those of `fit`, except that ``optimizer`` None takes one Adam that the network keeps, with its
+        state, for `partial_fit` and `train_on_batch`.
+
+        Returns
+        -------
+        float
+            Mean loss of the pass, each minibatch's taken before its update.
+
+        Raises
+        ------
+        ValueError, TypeError, DivergedError
+            As `fit`.
+        """
+        history = self.fit(
+            X,
+            y,
+            sample_weight=sample_weight,
+            optimizer=self._optimizer if optimizer is None else optimizer,
+            batch_size=batch_size,
+            epochs=1,
+            shuffle=shuffle,
+            clip_norm=clip_norm,
+            accumulate=accumulate,
+            threads=threads,
+            device=device,
+            progress=False,
+        )
+        return history.loss[0]
+
+    def train_on_batch(
+        self, X: Any, y: Any, *, sample_weight: Any = None, optimizer: str | Optimizer | None = None
+    ) -> float:
+        """One update from one batch.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        optimizer : str or Optimizer, optional
+            As for `partial_fit`.
+
+        Returns
+        -------
+        float
+            The loss before the update.
+
+        Raises
+        ------
+        ValueError, TypeError, DivergedError
+            As `fit`.
+        """
+        return self.partial_fit(
+            X, y, sample_weight=sample_weight, optimizer=optimizer, batch_size=max(1, len(X)), shuffle=False
+        )
+
+    def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, np.ndarray]:
+        """Mean loss over the samples and its gradient, without dropout and without an update.
+
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+
+        Returns
+        -------
+        float, (n_parameters,) array
+            The gradient is laid out like ``theta``.
+
+        Raises
+        ------
+        ValueError, TypeError
+        """
+        data = self._data(X, y, sample_weight)
+        with self._session(len(data.X)) as session:
+            return session.gradients(data)
+
+    def forward(self, X: Any) -> np.ndarray:
+        """Outputs before the link (logits), (n_samples, n_out), for X (n_samples, n_in).
+
+        Raises
+        ------
+        ValueError, TypeError
+        """
+        X = self._samples(X)
+        with self._session(min(EVALUATION_ROWS, len(X))) as session:
+            return session.forward(X)
+
+    def predict(self, X: Any) -> np.ndarray:
+        """Outputs after the link, (n_samples, n_out): values, or probabilities for the two cross-entropies.
+
+        Raises
+        ------
+        ValueError, TypeError
+        """
+        return LOSSES[self.loss].link(self.forward(X))
+
+    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
+        """Quality on data: "loss", the weighted mean, and for classification losses "accuracy".
+
+        Accuracy is the share of samples whose most probable class is the target's, and for "binary_cross_entropy" the
+        share of outputs on the target's side of 1/2.
+
+        Raises
+        ------
+        ValueError, TypeError
+        """
+        data = self._data(X, y, sample_weight)
+        kind = LOSSES[self.loss].targets
+        with self._session(min(EVALUATION_ROWS, len(data.X))) as session:
+            result = {"loss": session.loss(data)}
+            if kind == "real":
+                return result
+            z = session.forward(data.X)
+        if kind == "labels":
+            labels = data.labels if data.labels.size else data.targets.argmax(axis=1)
+            hits = z.argmax(axis=1) == labels
+        else:
+            hits = ((z > 0) == (data.targets > 0.5)).mean(axis=1)
+        result["accuracy"] = float(np.average(hits, weights=data.weight if data.weight.size else None))
+        return result
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Write the network to a safetensors file, which holds no code.
+
+        Tensors are named ``layers.0.weight`` (n_in, n_out), ``layers.0.bias`` (n_out,) and so on; `fastbp.load` reads
+        it back. Optimizer states are not saved.
+
+        Raises
+        ------
+        OSError
+        """
+        io.save(self, path)
+
+    def _session(self, batch_rows: int) -> Session:
+        return open_session("cpu", self._topology, self._theta, batch_rows)
+
+    def _samples(self, X: Any) -> np.ndarray:
+        return validation.samples(X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)
+
+    def _data(self, X: Any, y: Any, sample_weight: Any = None) -> Data:
+        X = self._samples(X)
+        kind = LOSSES[self.loss].targets
+        targets, labels = validation.targets(y, kind, len(X), self.layer_sizes[-1], self.dtype)
+        weight = validation.weights(sample_weight, len(X), self.dtype)
+        return Data(X, targets, labels, weight, np.zeros(0, np.int64))
+
+
+def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(layer_sizes)
+    except TypeError:
+        raise TypeError(f"layer_sizes must be a sequence of widths, it is {layer_sizes!r}") from None
+    if len(sizes) < 2:
+        raise ValueError(f"layer_sizes must have at least an input and an output width, it is {layer_sizes!r}")
+    return tuple(validation.count("layer_sizes' widths", n) for n in sizes)
+
+
+def _dtype(dtype: Any) -> np.dtype:
+    try:
+        known = np.dtype(dtype)
+    except TypeError:
+        known = None
+    if known not in (np.dtype(np.float32), np.dtype(np.float64)):
+        raise ValueError(f"dtype must be 'float32' or 'float64', it is {dtype!r}")
+    return known
+
+
+def _seed(random_state: int | None) -> int:
+    if random_state is None:
+        return secrets.randbits(32)
+    if not isinstance(random_state, (int, np.integer)) or isinstance(random_state, bool):
+        raise TypeError(f"random_state must be an integer or None, it is {random_state!r}")
+    if not 0 <= random_state < 2**64:
+        raise ValueError(f"random_state must be from 0 to 2**64 - 1, it is {random_state}")
+    return int(random_state)

@@ -1,0 +1,243 @@
+"""Everything that users can get wrong, said in one sentence before anything changes."""
+
+from __future__ import annotations
+
+import importlib
+import math
+from collections.abc import Iterable
+from types import ModuleType
+from typing import Any
+
+import numpy as np
+
+
+class DivergedError(ArithmeticError):
+    """Training stopped because a loss or a parameter became NaN or infinite.
+
+    Attributes
+    ----------
+    epoch : int
+        Epoch of the call, counted from 0.
+    step : int
+        Update within the epoch, counted from 0.
+    """
+
+    def __init__(self, epoch: int, step: int):
+        super().__init__(
+            f"training diverged: not finite in epoch {epoch}, step {step} (both from 0); the network keeps the "
+            f"weights of the last finite epoch; try a smaller learning rate"
+        )
+        self.epoch, self.step = epoch, step
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.epoch, self.step)
+
+
+class MissingExtraError(ImportError):
+    """An optional package is needed and not installed."""
+
+
+def require(module: str, extra: str) -> ModuleType:
+    """Import an optional package, or name the extra that brings it.
+
+    Raises
+    ------
+    MissingExtraError
+    """
+    try:
+        return importlib.import_module(module)
+    except ImportError as error:
+        raise MissingExtraError(
+            f'{module} is needed here and cannot be imported: pip install "fastbp[{extra}]"'
+        ) from error
+
+
+def choice(name: str, value: Any, known: Iterable[str]) -> str:
+    """``value`` if it is one of the known names.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    names = ", ".join(known)
+    if not isinstance(value, str):
+        raise TypeError(f"{name} must be a name, one of {names}; it is {value!r}")
+    if value not in names.split(", "):
+        raise ValueError(f"{name} {value!r} is not known: it must be one of {names}")
+    return value
+
+
+def number_in(
+    name: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    at_least: float | None = None,
+    below: float | None = None,
+) -> float:
+    """``value`` as a float if it is a finite number in the range.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    bounds = {"above": above, "at least": at_least, "below": below}
+    wanted = f"{name} must be a number " + " and ".join(
+        f"{words} {bound}" for words, bound in bounds.items() if bound is not None
+    )
+    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
+        raise TypeError(f"{wanted}, it is {value!r}")
+    inside = (
+        math.isfinite(value)
+        and (above is None or value > above)
+        and (at_least is None or value >= at_least)
+        and (below is None or value < below)
+    )
+    if not inside:
+        raise ValueError(f"{wanted}, it is {value!r}")
+    return float(value)
+
+
+def count(name: str, value: Any) -> int:
+    """``value`` as an int if it is an integer of at least 1.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
+        raise TypeError(f"{name} must be an integer of at least 1, it is {value!r}")
+    if value < 1:
+        raise ValueError(f"{name} must be at least 1, it is {value}")
+    return int(value)
+
+
+def numeric(name: str, values: Any) -> np.ndarray:
+    """``values`` as an array of real numbers, not copied where it is one.
+
+    Raises
+    ------
+    TypeError
+    """
+    try:
+        array = np.asarray(values)
+    except ValueError as error:
+        raise TypeError(f"{name} must be an array of numbers; it is ragged: {error}") from error
+    if array.dtype.kind not in "biuf":
+        raise TypeError(f"{name} must hold real numbers, its dtype is {array.dtype}")
+    return array
+
+
+def finite(name: str, array: np.ndarray) -> np.ndarray:
+    """``array`` if all of it is finite.
+
+    Raises
+    ------
+    ValueError
+        Names the first offender.
+    """
+    ok = np.isfinite(array)
+    if not ok.all():
+        place = ", ".join(str(k) for k in np.unravel_index(int(np.argmin(ok)), array.shape))
+        raise ValueError(
+            f"{name} must hold finite numbers of type {array.dtype}; it holds NaN, infinity or a number too large "
+            f"for that type at [{place}]"
+        )
+    return array
+
+
+def canonical(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
+    """A read-only, aligned, C-contiguous view or copy: one type for the compiled kernels, whatever came in."""
+    with np.errstate(over="ignore"):  # finite() reports it
+        view = np.require(array, dtype, ["C", "A"]).view()
+    view.flags.writeable = False
+    return view
+
+
+def samples(X: Any, n_in: int, dtype: np.dtype, mean: np.ndarray | None, scale: np.ndarray | None) -> np.ndarray:
+    """Check X and bring it into the network's dtype, standardised where the network has a mean and a scale.
+
+    Returns
+    -------
+    (n_samples, n_in) read-only array of ``dtype``
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    X = numeric("X", X)
+    if X.ndim != 2 or X.shape[1] != n_in:
+        raise ValueError(f"X must have shape (n_samples, {n_in}), it has shape {X.shape}")
+    if len(X) == 0:
+        raise ValueError(f"X must hold at least one sample, it has shape {X.shape}")
+    if mean is not None and scale is not None:
+        X = (X - mean) / scale
+    return finite("X", canonical(X, dtype))
+
+
+def targets(y: Any, kind: str, n_samples: int, n_out: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+    """Check y against the loss.
+
+    Parameters
+    ----------
+    kind : {"real", "binary", "labels"}
+        ``Loss.targets``.
+
+    Returns
+    -------
+    (n_samples, n_out) array of ``dtype``, int64 (n_samples,) array
+        Targets and labels; the one that y does not hold is empty.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    y = numeric("y", y)
+    no_labels, no_targets = canonical(np.zeros(0), np.int64), canonical(np.zeros((0, 0)), dtype)
+    shapes = f"({n_samples}, {n_out})"
+    if kind == "labels":
+        shapes = f"({n_samples},) for labels or {shapes} for probabilities"
+    elif n_out == 1:
+        shapes = f"({n_samples},) or {shapes}"
+    flat_is_right = kind == "labels" or n_out == 1
+    if y.shape != (n_samples, n_out) and not (y.shape == (n_samples,) and flat_is_right):
+        raise ValueError(f"y must have shape {shapes} to match X and the network, it has shape {y.shape}")
+    if kind == "labels" and y.ndim == 1:
+        if y.dtype.kind == "f":
+            raise TypeError(f"y must hold integer class labels, its dtype is {y.dtype}")
+        if y.min() < 0 or y.max() >= n_out:
+            raise ValueError(f"y must hold class labels from 0 to {n_out - 1}, it holds {y.min()} to {y.max()}")
+        return no_targets, canonical(y, np.int64)
+    checked = finite("y", canonical(y.reshape(n_samples, n_out), dtype))
+    if kind != "real" and (checked.min() < 0 or checked.max() > 1):
+        raise ValueError(
+            f"y must hold probabilities from 0 to 1 for this loss, it holds {checked.min():g} to {checked.max():g}"
+        )
+    if kind == "labels":
+        sums = checked.sum(axis=1, dtype=np.float64)
+        worst = int(np.argmax(np.abs(sums - 1)))
+        if abs(sums[worst] - 1) > 1e-4:
+            raise ValueError(
+                f"y must hold probabilities that sum to 1 in each row, row {worst} sums to {sums[worst]:g}"
+            )
+    return checked, no_labels
+
+
+def weights(sample_weight: Any, n_samples: int, dtype: np.dtype) -> np.ndarray:
+    """Check sample weights: (n_samples,) of at least 0 with a sum above 0; None gives an empty array.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if sample_weight is None:
+        return canonical(np.zeros(0), dtype)
+    array = numeric("sample_weight", sample_weight)
+    if array.shape != (n_samples,):
+        raise ValueError(f"sample_weight must have shape ({n_samples},), it has shape {array.shape}")
+    array = finite("sample_weight", canonical(array, dtype))
+    if array.min() < 0:
+        raise ValueError(f"sample_weight must not be negative, it holds {array.min():g}")
+    if not array.any():
+        raise ValueError("sample_weight must hold at least one weight above 0, all are 0")
+    return array

@@ -1,0 +1,12 @@
+"""The CPU engine.
+
+A minibatch is two phases, each ended by a barrier of the team of threads:
+
+1. *Rows.* Each thread owns blocks of the minibatch's rows and takes them through the forward pass, the loss and
+   the delta recursion (``forward.py``, ``delta.py``).
+2. *Parameters.* Each thread owns tiles of every grad_W, sums them over the minibatch in registers and applies
+   the optimizer on the spot (``gradient.py``).
+
+``epoch.py`` strings the phases together and holds the entry points; ``layout.py`` says where everything
+lies in memory; ``simd.py`` is the only file that emits LLVM IR.
+"""

@@ -1,0 +1,213 @@
+"""The training loop, and the entry points that Python calls.
+
+Every thread of a team runs an entry point to its end, with its number and the size of the team. All threads
+take the same turns, because what a turn depends on is the same for all.
+"""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+
+from ..random import below, fold, mix
+from .delta import delta, output_delta
+from .forward import block_start, forward
+from .gradient import clipped_update, gradient, square_norms, step_scalars
+from .jit import entry, routine
+from .layout import N_OUT, NODE_OUT, n_panels, unpack
+from .simd import LINE_BYTES
+from .team import barrier
+
+# Words of Run.cursor.
+EPOCH, POSITION, STEP, DIVERGED, PUBLISHED = range(5)
+
+
+class Optimizer(NamedTuple):
+    """What the update needs.
+
+    Attributes
+    ----------
+    code : int
+    hyper : float64 (n,)
+    clip_norm : float
+        Largest global norm of a gradient; infinite for none.
+    fused : int
+        1 to update in the gradient's epilogue, 0 to leave the gradient in ``Parameters.grad``.
+    """
+
+    code: int
+    hyper: np.ndarray
+    clip_norm: float
+    fused: int
+
+
+class Run(NamedTuple):
+    """Where a training stands, and what it reports.
+
+    Attributes
+    ----------
+    update_rows : int
+        Samples of one update.
+    shuffle : int
+        1 for a fresh permutation in every epoch.
+    first_epoch : int
+        Epochs that the network had seen before: they key the generator.
+    learning_rate : float64 (n_epochs,)
+    loss : float64 (n_epochs + 1,)
+        Mean loss of each epoch; the last is the sum so far of the running one.
+    cursor : int64 (5,)
+        Epochs done, position in the epoch, updates that the optimizer has made, 1 once diverged, and updates made when
+        ``theta`` and ``slots`` were written.
+    theta, slots : 1-D, 2-D
+        Flat parameters and optimizer state at the end of the last finite epoch.
+    """
+
+    update_rows: int
+    shuffle: int
+    first_epoch: int
+    learning_rate: np.ndarray
+    loss: np.ndarray
+    cursor: np.ndarray
+    theta: np.ndarray
+    slots: np.ndarray
+
+
+@routine
+def permute(order, key):
+    """Fisher-Yates shuffle of 0, 1, ..., n - 1."""
+    for i in range(order.size):
+        order[i] = i
+    for i in range(order.size - 1, 0, -1):
+        j = below(fold(key, i), i + 1)
+        order[i], order[j] = order[j], order[i]
+
+
+@routine
+def total_weight(data, first, n_rows):
+    """Sum of the weights of the samples at positions ``first`` to ``first + n_rows``."""
+    if data.weight.size == 0:
+        return float(n_rows)
+    total = 0.0
+    for position in range(first, first + n_rows):
+        total += data.weight[data.order[position] if data.order.size else position]
+    return total
+
+
+@entry
+def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, key, thread, n_threads):
+    """Both phases of one update over ``n_rows`` samples from position ``first``; returns their mean loss.
+
+    With ``optimizer.fused`` the parameters are updated, otherwise the gradient is left in ``parameters.grad``.
+    """
+    total = total_weight(data, first, n_rows)
+    scale = 1.0 / total if total > 0.0 else 0.0
+    loss = 0.0
+    for chunk in range(0, n_rows, work.chunk_rows):
+        rows = min(work.chunk_rows, n_rows - chunk)
+        for block in range(thread, (rows + work.block_rows - 1) // work.block_rows, n_threads):
+            offset = block * work.block_rows
+            in_block = min(work.block_rows, rows - offset)
+            position = chunk + offset
+            forward(network, parameters, data, work, block, first, position, in_block, key, True)
+            output_delta(network, data, work, block, first, position, in_block, scale, thread)
+            delta(network, parameters, work, block, in_block)
+        barrier(work.sync, n_threads)
+        is_last = chunk + rows == n_rows
+        gradient(network, parameters, work, optimizer, h, rows, chunk == 0, is_last, thread, n_threads)
+        for r in range(rows):  # every thread for itself, so that all know of a divergence
+            loss += work.loss[r]
+        barrier(work.sync, n_threads)
+    return loss
+
+
+@routine
+def is_finite(x):
+    wrong = 0
+    for number in x:
+        wrong += not math.isfinite(number)
+    return wrong == 0
+
+
+@entry
+def publish(network, parameters, run):
+    """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
+    unpack(network.layers, network.bias, parameters.W, run.theta)
+    for k in range(len(run.slots)):
+        unpack(network.layers, network.bias, parameters.slots[k], run.slots[k])
+
+
+@entry
+def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
+    """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
+
+    Preconditions: WT is the transpose of W; ``parameters.grad`` is as long as W if an update has more than
+    ``chunk_rows`` rows or the optimizer is not fused.
+    """
+    n_samples = len(data.X)
+    epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
+    loss_sum = run.loss[-1]
+    diverged = False
+    barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
+    for _ in range(max_updates):
+        if epoch >= max_epochs or diverged:
+            break
+        epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
+        if position == 0:
+            loss_sum = 0.0
+            if run.shuffle:
+                if thread == 0:
+                    permute(data.order, epoch_key)
+                barrier(work.sync, n_threads)
+        rows = min(run.update_rows, n_samples - position)
+        step += 1
+        h = step_scalars(optimizer, work, thread, run.learning_rate[epoch], step)
+        key = fold(epoch_key, position)
+        loss = backpropagate(network, parameters, data, work, optimizer, h, position, rows, key, thread, n_threads)
+        if not optimizer.fused:
+            square_norms(network, parameters, thread, n_threads)
+            barrier(work.sync, n_threads)
+            clipped_update(network, parameters, optimizer, h, thread, n_threads)
+            barrier(work.sync, n_threads)
+        diverged = not math.isfinite(loss)
+        loss_sum += loss * total_weight(data, position, rows)
+        position += rows
+        if position == n_samples and not diverged:
+            if thread == 0:
+                run.loss[epoch] = loss_sum / total_weight(data, 0, n_samples)
+                run.cursor[DIVERGED] = not is_finite(parameters.W)
+                if not run.cursor[DIVERGED]:
+                    publish(network, parameters, run)
+                    run.cursor[PUBLISHED] = step
+            barrier(work.sync, n_threads)
+            diverged = run.cursor[DIVERGED] != 0
+            if not diverged:
+                epoch, position = epoch + 1, 0
+    if thread == 0:
+        run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
+        run.cursor[DIVERGED] = diverged
+        run.loss[-1] = loss_sum
+
+
+@entry
+def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
+    """Write outputs into ``z`` (n_samples, n_out), and each sample's loss times its weight into ``losses``.
+
+    An empty ``z`` or ``losses`` is not wanted.
+    """
+    layer = network.layers[len(network.layers) - 1]
+    width = LINE_BYTES // work.a.itemsize
+    start = block_start(network.layers, work, thread) + layer[NODE_OUT] * work.block_rows
+    key = np.uint64(0)
+    for first in range(thread * work.block_rows, len(data.X), n_threads * work.block_rows):
+        rows = min(work.block_rows, len(data.X) - first)
+        forward(network, parameters, data, work, thread, first, 0, rows, key, False)
+        if z.size:
+            for panel in range(n_panels(layer[N_OUT], width)):
+                for r in range(rows):
+                    line = start + (panel * work.block_rows + r) * width
+                    for lane in range(min(width, layer[N_OUT] - panel * width)):
+                        z[first + r, panel * width + lane] = work.a[line + lane]
+        if losses.size:
+            output_delta(network, data, work, thread, first, 0, rows, 1.0, thread)
+            for r in range(rows):
+                losses[first + r] = work.loss[thread * work.block_rows + r]

@@ -1,0 +1,111 @@
+"""Forward pass of a block of rows: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
+
+from ..activations import ACTIVATIONS
+from ..random import fold, uniform
+from .gemm import make_product
+from .jit import routine, select
+from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
+from .simd import LINE_BYTES
+
+product_plus_bias = make_product(start="bias", finish="store")
+
+
+def _compile_activation(row):
+    value, derivative = routine(row.value), routine(row.derivative)
+
+    @routine
+    def activate(a, delta, training):
+        if training:
+            for i in range(a.size):
+                z = a[i]
+                a[i] = value(z)
+                delta[i] = derivative(z, a[i])
+        else:
+            for i in range(a.size):
+                a[i] = value(a[i])
+
+    return activate
+
+
+#: ``activate(code, (a, delta, training))``: z to f(z) in place, and f'(z) into delta, where the recursion wants it.
+activate = select(list(ACTIVATIONS.values()), _compile_activation)
+
+
+@routine
+def sample(data, position):
+    """The row of the data at a position of the epoch."""
+    return data.order[position] if data.order.size else position
+
+
+@routine
+def gather(data, work, start, first, n_rows):
+    """Copy the samples at positions ``first`` to ``first + n_rows`` into the panels at ``a[start]``."""
+    n_in = data.X.shape[1]
+    width = LINE_BYTES // work.a.itemsize
+    for r in range(n_rows):
+        x = data.X[sample(data, first + r)]
+        for panel in range(n_panels(n_in, width)):
+            line = start + (panel * work.block_rows + r) * width
+            for lane in range(min(width, n_in - panel * width)):
+                work.a[line + lane] = x[panel * width + lane]
+
+
+@routine
+def drop(a, delta, width, rate, key, first, n_rows):
+    """Inverted dropout: zero each of a panel's activations with probability ``rate``, scale the others up.
+
+    ``key`` is that of the panel's first column; rows are counted from ``first`` within the update. The mask is
+    applied to f'(z) as well, and so to the delta.
+    """
+    scale = a.dtype.type(1.0 / (1.0 - rate))
+    for r in range(n_rows):
+        row_key = fold(key, first + r)
+        for lane in range(width):
+            kept = scale if uniform(fold(row_key, lane)) >= rate else a.dtype.type(0)
+            a[r * width + lane] *= kept
+            delta[r * width + lane] *= kept
+
+
+@routine
+def forward(network, parameters, data, work, block, first, position, n_rows, key, training):
+    """Take the samples at positions ``first + position`` to ``first + position + n_rows`` through all layers.
+
+    Leaves a[l] of each hidden layer and z of the output layer in ``work.a``; in training, f'(z[l]) in ``work.delta``.
+    ``key`` is the update's dropout key, ``position`` the block's first row within the update.
+    """
+    layers = network.layers
+    width = LINE_BYTES // work.a.itemsize
+    start = block_start(layers, work, block)
+    panel_size = work.block_rows * width
+    gather(data, work, start, first + position, n_rows)
+    for depth in range(len(layers)):
+        layer = layers[depth]
+        panels = n_panels(layer[N_OUT], width)
+        out = start + layer[NODE_OUT] * work.block_rows
+        product_plus_bias(
+            (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
+            (parameters.W, layer[W], (layer[N_IN] + 1) * width),
+            (work.a, out, panel_size),
+            layer[N_IN],
+            n_rows,
+            panels,
+        )
+        if depth + 1 == len(layers):
+            break
+        for panel in range(panels):
+            begin = out + panel * panel_size
+            a = work.a[begin : begin + n_rows * width]
+            delta = work.delta[begin : begin + n_rows * width]
+            activate(layer[ACTIVATION], (a, delta, training))
+            if training and network.dropout[depth] > 0.0:
+                panel_key = fold(fold(key, depth), panel)
+                drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
+
+
+@routine
+def block_start(layers, work, block):
+    """Where a block's activations, and deltas, start."""
+    width = LINE_BYTES // work.a.itemsize
+    last = layers[len(layers) - 1]
+    lanes = last[NODE_OUT] + n_panels(last[N_OUT], width) * width
+    return block * work.block_rows * lanes

@@ -1,0 +1,57 @@
+"""How the engine compiles: one set of flags, a disk cache that sees every edit, and tables as compiled code."""
+
+import hashlib
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from numba import njit
+
+from .simd import switch
+
+
+def _compile(function: Callable, cache: bool) -> Callable:
+    # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
+    # a function in the library that it was first compiled into, and so on which entry point ran first.
+    return njit(error_model="numpy", nogil=True, cache=cache)(function)
+
+
+def routine(function: Callable) -> Callable:
+    """Compile a function that other kernels call; it becomes part of their code."""
+    return _compile(function, cache=False)
+
+
+def _digest() -> str:
+    folder = Path(__file__).parent.parent
+    digest = hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(path.relative_to(folder).as_posix().encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+DIGEST = _digest()
+
+
+def entry(function: Callable) -> Callable:
+    """Compile an entry point, called from Python and cached on disk.
+
+    Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all
+    files whose code can end up in it.
+    """
+    dispatcher: Any = _compile(function, cache=True)
+    dispatcher._cache._cache_file._source_stamp = DIGEST
+    return dispatcher
+
+
+def select(rows: list, compile_row: Callable) -> Callable:
+    """Turn a table into one compiled function ``f(code, args)`` that branches to the row with that code.
+
+    Parameters
+    ----------
+    rows : list
+        Rows with an attribute ``code``.
+    compile_row : callable
+        From a row to a routine ``f(*args)``; all return the same type.
+    """
+    return switch({row.code: compile_row(row) for row in rows})

@@ -1,0 +1,186 @@
+"""Where everything lies in memory, and the way between the flat vector theta and panels.
+
+A *panel* is one cache line of neighbouring features, P = 64 bytes / itemsize wide. Panels make every product read
+contiguous lines, whatever the widths:
+
+- weights          W   [n_out/P][n_in + 1][P]   row n_in is the bias
+- their transpose  WT  [n_in/P][n_out][P]       for the delta; none for the first layer
+- activations      a   [block][layer][n/P][block_rows][P], deltas alike
+
+Lanes past a layer's width hold zeros in W, WT and delta, and stay so under every optimizer, since their
+gradient is zero. Optimizer slots and gradients are laid out like W.
+"""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+from .jit import entry, routine
+from .simd import LINE_BYTES, VECTORS
+
+# Columns of Network.layers.
+N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION = range(8)
+
+#: Rows are padded to a multiple of this, so that the lowest tile always fits.
+ROW_STEP = max(1, VECTORS.rows // 3)
+
+
+class Network(NamedTuple):
+    """What is computed: topology and options as runtime tables, so that no network compiles anything.
+
+    Attributes
+    ----------
+    layers : int64 (n_layers, 8)
+        Per layer: n_in, n_out, the lanes that precede its input and its output in a block, where W, WT and theta
+        start, and the activation's code (-1 for the output layer).
+    loss : int
+        Code of the loss.
+    bias : int
+        1 if layers have a bias, else 0.
+    dropout : float64 (n_layers,)
+        Probability of dropping each layer's outputs; 0 for the output layer.
+    seed : uint64
+        Key of the counter-based generator.
+    """
+
+    layers: np.ndarray
+    loss: int
+    bias: int
+    dropout: np.ndarray
+    seed: np.uint64
+
+
+class Parameters(NamedTuple):
+    """Parameters and optimizer state in panels.
+
+    Attributes
+    ----------
+    W, WT : 1-D
+    slots : 2-D (n_slots, W.size)
+    grad : 1-D, like W
+        The gradient, where one has to be seen before the update; empty if none will be.
+    norms : float64 (n_layers,)
+        Squared norms of the gradient by layer.
+    """
+
+    W: np.ndarray
+    WT: np.ndarray
+    slots: np.ndarray
+    grad: np.ndarray
+    norms: np.ndarray
+
+
+class Workspace(NamedTuple):
+    """Scratch memory of one training or evaluation, allocated once.
+
+    Attributes
+    ----------
+    a, delta : 1-D
+        Activations and deltas of ``chunk_rows`` rows, in blocks of ``block_rows``.
+    loss : float64 (chunk_rows,)
+        Loss of each row times its weight.
+    ones : 1-D
+        A panel of ones: the "activation" that a bias multiplies.
+    tile : 2-D (n_threads, ...)
+        Each thread's gradient tile.
+    target : 2-D (n_threads, ...)
+        Each thread's target row.
+    scalars : float64 (n_threads, 8)
+        Each thread's optimizer scalars of a step.
+    sync : int64
+        The team's barrier.
+    block_rows, chunk_rows : int
+    """
+
+    a: np.ndarray
+    delta: np.ndarray
+    loss: np.ndarray
+    ones: np.ndarray
+    tile: np.ndarray
+    target: np.ndarray
+    scalars: np.ndarray
+    sync: np.ndarray
+    block_rows: int
+    chunk_rows: int
+
+
+def panel_width(dtype) -> int:
+    return LINE_BYTES // np.dtype(dtype).itemsize
+
+
+def round_up(n: int, step: int) -> int:
+    return -(-n // step) * step
+
+
+def aligned_zeros(size: int, dtype) -> np.ndarray:
+    """Zeros that start on a cache line."""
+    width = panel_width(dtype)
+    memory = np.zeros(size + width, dtype)
+    skip = (-memory.ctypes.data % LINE_BYTES) // memory.itemsize
+    return memory[skip : skip + size]
+
+
+def layer_table(layer_sizes, activations, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
+    """The table ``Network.layers``, the sizes of W and WT, and the lanes of a row through all layers."""
+    width = panel_width(dtype)
+    rows, node, w, wt, theta = [], 0, 0, 0, 0
+    for depth, (n_in, n_out) in enumerate(pairwise(layer_sizes)):
+        next_node = node + round_up(n_in, width)
+        rows.append((n_in, n_out, node, next_node, w, wt, theta, activations[depth]))
+        node = next_node
+        w += round_up(n_out, width) * (n_in + 1)
+        wt += round_up(n_in, width) * n_out if depth else 0
+        theta += (n_in + bias) * n_out
+    return np.array(rows, np.int64), w, wt, node + round_up(layer_sizes[-1], width)
+
+
+@routine
+def n_panels(n, width):
+    return (n + width - 1) // width
+
+
+@entry
+def pack(layers, bias, theta, panels):
+    """Write theta, or a slot laid out like it, into panels. Precondition: the padding of ``panels`` is zero."""
+    width = LINE_BYTES // panels.itemsize
+    for row in layers:
+        n_in, n_out = row[N_IN], row[N_OUT]
+        for i in range(n_in + bias):
+            for j in range(n_out):
+                line = row[W] + (j // width * (n_in + 1) + i) * width
+                panels[line + j % width] = theta[row[THETA] + i * n_out + j]
+
+
+@entry
+def unpack(layers, bias, panels, theta):
+    """The inverse of ``pack``."""
+    width = LINE_BYTES // panels.itemsize
+    for row in layers:
+        n_in, n_out = row[N_IN], row[N_OUT]
+        for i in range(n_in + bias):
+            for j in range(n_out):
+                line = row[W] + (j // width * (n_in + 1) + i) * width
+                theta[row[THETA] + i * n_out + j] = panels[line + j % width]
+
+
+@routine
+def transpose_rows(parameters, layer, panel, first, last):
+    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT."""
+    width = LINE_BYTES // parameters.W.itemsize
+    n_in, n_out = layer[N_IN], layer[N_OUT]
+    lanes = min(width, n_out - panel * width)
+    for i in range(first, last):
+        line = layer[W] + (panel * (n_in + 1) + i) * width
+        column = layer[WT] + (i // width * n_out + panel * width) * width + i % width
+        for lane in range(lanes):
+            parameters.WT[column + lane * width] = parameters.W[line + lane]
+
+
+@entry
+def transpose(layers, parameters):
+    """Write all of WT from W."""
+    width = LINE_BYTES // parameters.W.itemsize
+    for depth in range(1, len(layers)):
+        for panel in range(n_panels(layers[depth, N_OUT], width)):
+            transpose_rows(parameters, layers[depth], panel, 0, layers[depth, N_IN])

@@ -1,0 +1,219 @@
+"""A network at work on the CPU: memory, threads, and the calls of the entry points."""
+
+import os
+import threading
+from collections import defaultdict
+from typing import NamedTuple
+
+import numpy as np
+
+from ..activations import ACTIVATIONS
+from ..losses import LOSSES
+from ..optimizers import N_SCALARS, OPTIMIZERS
+from ..problem import Data, Topology, samples_alone
+from . import epoch, layout
+from .epoch import Optimizer, Run
+from .gemm import COLUMN_HEIGHTS
+from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
+from .simd import VECTORS
+from .team import Team
+
+#: Rows of a block at most: enough to use each line of weights many times, few enough to stay in L2.
+BLOCK_ROWS = 48
+#: A chunk's activations and deltas take at most this much memory, however large the batch.
+CHUNK_BYTES = 64 << 20
+#: A thread is worth its barriers from this many floating-point operations per update on.
+FLOPS_PER_THREAD = 1_000_000
+
+_idle_teams: dict[int, list[Team]] = defaultdict(list)
+_idle_lock = threading.Lock()
+# Threads do not survive a fork.
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_idle_teams.clear)
+
+
+class Progress(NamedTuple):
+    """Where a training stands: epochs done, samples done in the running one, divergence."""
+
+    epochs: int
+    position: int
+    diverged: bool
+
+
+class Session:
+    """One network's parameters in panels, with workspace and threads for batches of one size.
+
+    Use as a context manager: leaving it gives the threads back.
+
+    Parameters
+    ----------
+    topology : Topology
+    theta : (n_parameters,) array
+        Copied.
+    batch_rows : int
+        Samples that are in work at once, at most.
+    threads : int or None
+        None lets the cost model choose.
+    """
+
+    def __init__(self, topology: Topology, theta: np.ndarray, batch_rows: int, threads: int | None = None):
+        self.topology = topology
+        dtype = topology.dtype
+        width = panel_width(dtype)
+        codes = [ACTIVATIONS[name].code for name in topology.activations] + [-1]
+        layers, w_size, wt_size, lanes = layout.layer_table(topology.layer_sizes, codes, topology.bias, dtype)
+        dropout = np.full(len(layers), topology.dropout)
+        dropout[-1] = 0.0
+        self.network = Network(
+            layers, LOSSES[topology.loss].code, int(topology.bias), dropout, np.uint64(topology.seed)
+        )
+        chunk_rows = min(batch_rows, max(BLOCK_ROWS, CHUNK_BYTES // (2 * lanes * dtype.itemsize)))
+        self.n_threads = threads or max(1, min(os.cpu_count() or 1, topology.flops(chunk_rows) // FLOPS_PER_THREAD))
+        share = round_up(-(-chunk_rows // self.n_threads), layout.ROW_STEP)
+        block_rows = min(BLOCK_ROWS, share)
+        n_blocks = max(-(-chunk_rows // block_rows), self.n_threads)
+        with _idle_lock:
+            idle = _idle_teams[self.n_threads]
+            self._team = idle.pop() if idle else Team(self.n_threads)
+        tile_size = VECTORS.panels * COLUMN_HEIGHTS[0] * width
+        target_size = round_up(topology.layer_sizes[-1], width)
+        self.work = Workspace(
+            a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
+            delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
+            loss=np.zeros(n_blocks * block_rows),
+            ones=np.ones(block_rows * width, dtype),
+            tile=aligned_zeros(self.n_threads * tile_size, dtype).reshape(self.n_threads, tile_size),
+            target=aligned_zeros(self.n_threads * target_size, dtype).reshape(self.n_threads, target_size),
+            scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
+            sync=self._team.sync,
+            block_rows=block_rows,
+            chunk_rows=chunk_rows,
+        )
+        n_panels = sum(-(-n_out // width) for n_out in topology.layer_sizes[1:])
+        self.parameters = Parameters(
+            W=aligned_zeros(w_size, dtype),
+            WT=aligned_zeros(wt_size, dtype),
+            slots=np.zeros((0, w_size), dtype),
+            grad=np.zeros(0, dtype),
+            norms=np.zeros(n_panels),
+        )
+        self._pack(theta, self.parameters.W)
+        layout.transpose(layers, self.parameters)
+
+    def __enter__(self) -> "Session":
+        return self
+
+    def __exit__(self, *exception) -> None:
+        with _idle_lock:
+            _idle_teams[self.n_threads].append(self._team)
+
+    def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
+        layout.pack(self.network.layers, self.network.bias, flat, panels)
+
+    def _keep_gradient(self) -> None:
+        self.parameters = self.parameters._replace(grad=np.zeros_like(self.parameters.W))
+
+    def start(
+        self,
+        data: Data,
+        rule: str,
+        hyper: np.ndarray,
+        slots: np.ndarray,
+        step: int,
+        *,
+        update_rows: int,
+        learning_rate: np.ndarray,
+        shuffle: bool,
+        first_epoch: int,
+        clip_norm: float,
+        theta: np.ndarray,
+    ) -> None:
+        """Prepare a training of ``len(learning_rate)`` epochs.
+
+        ``theta`` and ``slots`` receive parameters and optimizer state after each epoch; ``step`` counts the updates
+        that the optimizer has made. The other arguments are those of `Run` and `Optimizer`.
+        """
+        n_slots = OPTIMIZERS[rule].n_slots
+        size = self.parameters.W.size
+        panels = aligned_zeros(n_slots * size, self.topology.dtype).reshape(n_slots, size)
+        for flat, packed in zip(slots, panels, strict=True):
+            self._pack(flat, packed)
+        self.parameters = self.parameters._replace(slots=panels)
+        fused = not np.isfinite(clip_norm)
+        if not fused or min(update_rows, len(data.X)) > self.work.chunk_rows:
+            self._keep_gradient()
+        self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
+        self._optimizer = Optimizer(OPTIMIZERS[rule].code, hyper, clip_norm, int(fused))
+        self._run = Run(
+            update_rows=update_rows,
+            shuffle=int(shuffle),
+            first_epoch=first_epoch,
+            learning_rate=learning_rate,
+            loss=np.zeros(len(learning_rate) + 1),
+            cursor=np.array([0, 0, step, 0, step]),
+            theta=theta,
+            slots=slots,
+        )
+
+    def train(self, max_updates: int, max_epochs: int) -> Progress:
+        """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
+        self._team.run(
+            epoch.train,
+            self.network,
+            self.parameters,
+            self._data,
+            self.work,
+            self._optimizer,
+            self._run,
+            max_updates,
+            max_epochs,
+        )
+        epochs, position, _, diverged, _ = (int(word) for word in self._run.cursor)
+        return Progress(epochs, position, bool(diverged))
+
+    @property
+    def update_rows(self) -> int:
+        """Samples of one update."""
+        return self._run.update_rows
+
+    @property
+    def published_step(self) -> int:
+        """Updates that the optimizer had made when ``theta`` and ``slots`` were written."""
+        return int(self._run.cursor[epoch.PUBLISHED])
+
+    @property
+    def losses(self) -> np.ndarray:
+        """Mean training loss of each epoch."""
+        return self._run.loss[:-1]
+
+    def publish(self) -> None:
+        """Write parameters and optimizer state as they stand into ``theta`` and ``slots`` of `start`."""
+        epoch.publish(self.network, self.parameters, self._run)
+        self._run.cursor[epoch.PUBLISHED] = self._run.cursor[epoch.STEP]
+
+    def gradients(self, data: Data) -> tuple[float, np.ndarray]:
+        """Mean loss and flat gradient over all samples, dropout off."""
+        self._keep_gradient()
+        network = self.network._replace(dropout=np.zeros_like(self.network.dropout))
+        optimizer = Optimizer(OPTIMIZERS["sgd"].code, np.zeros(1), np.inf, 0)
+        h = (self.topology.dtype.type(0),) * N_SCALARS
+        args = (network, self.parameters, data, self.work, optimizer, h, 0, len(data.X), np.uint64(0))
+        loss = self._team.run(epoch.backpropagate, *args)
+        flat = np.empty(self.topology.n_parameters, self.topology.dtype)
+        layout.unpack(self.network.layers, self.network.bias, self.parameters.grad, flat)
+        return float(loss), flat
+
+    def forward(self, X: np.ndarray) -> np.ndarray:
+        """Outputs before the link, (n_samples, n_out)."""
+        z = np.empty((len(X), self.topology.layer_sizes[-1]), self.topology.dtype)
+        self._evaluate(samples_alone(X), z, np.empty(0))
+        return z
+
+    def loss(self, data: Data) -> float:
+        """Weighted mean loss."""
+        losses = np.empty(len(data.X))
+        self._evaluate(data, np.empty((0, 0), self.topology.dtype), losses)
+        return float(losses.sum() / (data.weight.sum(dtype=np.float64) if data.weight.size else len(losses)))
+
+    def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
+        self._team.run(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)

@@ -1,0 +1,322 @@
+"""What Numba cannot say in Python: register tiles and atomics. The only file that emits LLVM IR."""
+
+import os
+from collections.abc import Callable
+from typing import NamedTuple
+
+import llvmlite.binding
+from llvmlite import ir
+from numba import types
+from numba.core import cgutils, config
+from numba.extending import intrinsic
+
+#: A panel is one cache line wide on every processor: 16 float32 or 8 float64.
+LINE_BYTES = 64
+
+
+class Vectors(NamedTuple):
+    """The vector registers of a processor, and the tiles that fill them.
+
+    Attributes
+    ----------
+    bytes : int
+        Width of a register.
+    rows : int
+        Height of the widest tile of a forward or delta product.
+    columns : int
+        Height of the widest tile of a gradient product; divides a panel.
+    panels : int
+        Panels side by side in a tile.
+    """
+
+    bytes: int
+    rows: int
+    columns: int
+    panels: int
+
+
+def _host_vectors() -> Vectors:
+    """Accumulators must cover latency x ports (8 to 10) and leave registers for operands."""
+    if config.CPU_NAME in (None, "host"):  # type: ignore[attr-defined]
+        host = llvmlite.binding.get_host_cpu_features()
+        features = {name for name, present in host.items() if present}
+    else:
+        features = {name[1:] for name in (config.CPU_FEATURES or "").split(",") if name.startswith("+")}  # type: ignore[attr-defined]
+    if "avx512f" in features:
+        return Vectors(bytes=64, rows=12, columns=8, panels=2)  # 24 and 16 of 32 registers
+    if "avx2" in features:
+        return Vectors(bytes=32, rows=6, columns=4, panels=1)  # 12 and 8 of 16
+    if "neon" in features:
+        return Vectors(bytes=16, rows=6, columns=4, panels=1)  # 24 and 16 of 32
+    return Vectors(bytes=16, rows=2, columns=2, panels=1)  # 8 and 8 of 16
+
+
+VECTORS = _host_vectors()
+
+
+class Shape(NamedTuple):
+    """Rows and panels of a tile."""
+
+    height: int
+    panels: int
+
+    @property
+    def code(self) -> int:
+        return 8 * self.height + self.panels
+
+
+def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
+    """Make an intrinsic C = A B for one tile in registers, of any of the given shapes.
+
+    The sum over k runs in order, one fused multiply-add per term, so that an element's bits depend neither on
+    the tile it lies in nor on the thread.
+
+    Parameters
+    ----------
+    along : {"row", "column"}
+        Where the sum runs through the panels of A: "row" has k inside a panel's line and the tile's rows in
+        successive lines (z = a W, delta W^T), "column" the other way round (a^T delta).
+    start : {"zero", "bias"}
+        The accumulators' first value; "bias" takes the line of B that follows the last k.
+    finish : {"store", "multiply"}
+        Write the sum, or what C held times the sum.
+
+    Returns
+    -------
+    intrinsic
+        ``tile(code, a, b, c, depth, run)``. ``code`` is that of one of the shapes. ``a = (array, start, stride)``,
+        ``b = (array, start, stride, panel)`` and ``c = (array, start, panel)`` give where the tile's first element lies
+        and, in elements, how far it is to the next run of k and to the next panel. The sum has ``depth >= 1`` terms,
+        in runs of ``run`` that are contiguous lines of B; "row" needs ``run`` to be the panel's width.
+    """
+
+    @intrinsic
+    def tile(typingctx, code, a, b, c, depth, run):
+        def codegen(context, builder, signature, args):
+            emitter = _TileEmitter(context, builder, signature.args[1].types[0].dtype)
+            a, b, c = (emitter.fields(value, kind) for value, kind in zip(args[1:4], signature.args[1:4], strict=True))
+            done = builder.append_basic_block("done")
+            other = builder.append_basic_block("other")
+            switch = builder.switch(args[0], other)
+            for shape in shapes:
+                block = builder.append_basic_block(f"tile_{shape.height}x{shape.panels}")
+                switch.add_case(shape.code, block)
+                builder.position_at_end(block)
+                emitter.emit(shape, a, b, c, args[4], args[5], along, start, finish)
+                builder.branch(done)
+            builder.position_at_end(other)
+            builder.unreachable()
+            builder.position_at_end(done)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, a, b, c, types.int64, types.int64), codegen
+
+    return tile
+
+
+class _TileEmitter:
+    """Writes the IR of tiles for one element type at a builder's position."""
+
+    def __init__(self, context, builder, element):
+        self.context, self.builder = context, builder
+        self.itemsize = element.bitwidth // 8
+        self.width = LINE_BYTES // self.itemsize
+        self.lanes = VECTORS.bytes // self.itemsize
+        self.number = context.get_value_type(element)
+        self.vector = ir.VectorType(self.number, self.lanes)
+        self.index = ir.IntType(64)
+        self.fma = cgutils.get_or_insert_function(
+            builder.module,
+            ir.FunctionType(self.vector, [self.vector] * 3),
+            f"llvm.fma.v{self.lanes}f{element.bitwidth}",
+        )
+
+    def fields(self, value, kind):
+        """Unpack a tuple of an array and integers into the array's pointer and the integers."""
+        parts = [self.builder.extract_value(value, k) for k in range(len(kind.types))]
+        array = self.context.make_array(kind.types[0])(self.context, self.builder, parts[0])
+        return array.data, *parts[1:]
+
+    def at(self, pointer, *offsets):
+        for offset in offsets:
+            offset = self.index(offset) if isinstance(offset, int) else offset
+            pointer = self.builder.gep(pointer, [offset], source_etype=self.number)
+        return pointer
+
+    def load(self, pointer):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        return self.builder.load(pointer, align=self.itemsize, typ=self.vector)
+
+    def store(self, value, pointer):
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        self.builder.store(value, pointer, align=self.itemsize)
+
+    def broadcast(self, pointer):
+        scalar = self.builder.load(pointer, align=self.itemsize, typ=self.number)
+        int32 = ir.IntType(32)
+        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, int32(0))
+        everywhere = ir.Constant(ir.VectorType(int32, self.lanes), [0] * self.lanes)
+        return self.builder.shuffle_vector(one, one, everywhere)
+
+    def phi(self, kind, incoming, block):
+        node = self.builder.phi(kind)
+        node.add_incoming(incoming, block)
+        return node
+
+    def emit(self, shape, a, b, c, depth, run, along, start, finish):
+        """Two nested loops, over runs of k and over the terms of a run, with the accumulators as phis."""
+        builder, index, vector, width = self.builder, self.index, self.vector, self.width
+        (a_data, a_start, a_stride), (b_data, b_start, b_stride, b_panel), (c_data, c_start, c_panel) = a, b, c
+        a_row, a_step = (width, 1) if along == "row" else (1, width)
+        a_first, b_first, c_first = self.at(a_data, a_start), self.at(b_data, b_start), self.at(c_data, c_start)
+
+        def line(first, panel, row=0):
+            """Pointers to the vectors of one line of the tile in B or C."""
+            return [
+                self.at(first, *([panel] * p), row * width + lane)
+                for p in range(shape.panels)
+                for lane in range(0, width, self.lanes)
+            ]
+
+        if start == "bias":
+            past_weights = self.at(b_first, builder.mul(depth, index(width)))
+            initial = [self.load(pointer) for pointer in line(past_weights, b_panel)] * shape.height
+        else:
+            zero = ir.Constant(vector, [0.0] * self.lanes)
+            initial = [zero] * (shape.height * len(line(b_first, b_panel)))
+
+        before = builder.block
+        runs, terms, after, done = (
+            builder.append_basic_block(name) for name in ("runs", "terms", "after", "tile_done")
+        )
+        builder.branch(runs)
+
+        builder.position_at_end(runs)
+        left = self.phi(index, depth, before)
+        a_run = self.phi(a_first.type, a_first, before)
+        b_run = self.phi(b_first.type, b_first, before)
+        sums_before = [self.phi(vector, value, before) for value in initial]
+        count = builder.select(builder.icmp_signed("<", left, run), left, run)
+        builder.branch(terms)
+
+        builder.position_at_end(terms)
+        k = self.phi(index, index(0), runs)
+        sums = [self.phi(vector, value, runs) for value in sums_before]
+        a_k = self.at(a_run, builder.mul(k, index(a_step)))
+        b_k = [self.load(pointer) for pointer in line(self.at(b_run, builder.mul(k, index(width))), b_panel)]
+        results = []
+        for row in range(shape.height):
+            factor = self.broadcast(self.at(a_k, row * a_row))
+            results += [
+                builder.call(self.fma, [factor, value, sums[len(b_k) * row + column]])
+                for column, value in enumerate(b_k)
+            ]
+        following = builder.add(k, index(1))
+        k.add_incoming(following, terms)
+        for node, value in zip(sums, results, strict=True):
+            node.add_incoming(value, terms)
+        builder.cbranch(builder.icmp_signed("<", following, count), terms, after)
+
+        builder.position_at_end(after)
+        remaining = builder.sub(left, count)
+        left.add_incoming(remaining, after)
+        a_run.add_incoming(self.at(a_run, a_stride), after)
+        b_run.add_incoming(self.at(b_run, b_stride), after)
+        for node, value in zip(sums_before, results, strict=True):
+            node.add_incoming(value, after)
+        builder.cbranch(builder.icmp_signed(">", remaining, index(0)), runs, done)
+
+        builder.position_at_end(done)
+        targets = [pointer for row in range(shape.height) for pointer in line(c_first, c_panel, row)]
+        for pointer, value in zip(targets, results, strict=True):
+            self.store(builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
+
+
+def switch(routines: dict[int, Callable]) -> Callable:
+    """Make an intrinsic ``f(code, args)`` that calls ``routines[code](*args)``; there is no check of ``code``.
+
+    One jump, and one function to compile, where a chain of conditions in Python would be one per routine.
+    """
+
+    @intrinsic
+    def select(typingctx, code, args):
+        calls = {}
+        for number, function in routines.items():
+            kind = typingctx.resolve_value_type(function)
+            calls[number] = kind, kind.get_call_type(typingctx, tuple(args), {})
+        result = calls[min(calls)][1].return_type
+
+        def codegen(context, builder, signature, values):
+            arguments = cgutils.unpack_tuple(builder, values[1])
+            done = builder.append_basic_block("done")
+            other = builder.append_basic_block("other")
+            jump = builder.switch(values[0], other)
+            results = []
+            for number, (kind, call) in calls.items():
+                block = builder.append_basic_block(f"row_{number}")
+                jump.add_case(number, block)
+                builder.position_at_end(block)
+                value = context.get_function(kind, call)(builder, arguments)
+                results.append((value, builder.block))
+                builder.branch(done)
+            builder.position_at_end(other)
+            builder.unreachable()
+            builder.position_at_end(done)
+            joined = builder.phi(results[0][0].type)
+            for value, block in results:
+                joined.add_incoming(value, block)
+            return joined
+
+        return result(types.int64, args), codegen
+
+    return select
+
+
+def _element(context, builder, array_type, array, position):
+    data = context.make_array(array_type)(context, builder, array).data
+    return builder.gep(data, [position], source_etype=ir.IntType(64))
+
+
+@intrinsic
+def atomic_add(typingctx, array, position, value):
+    """Add to ``array[position]`` (int64) and return what it held before."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _element(context, builder, signature.args[0], args[0], args[1])
+        return builder.atomic_rmw("add", pointer, args[2], "acq_rel")
+
+    return types.int64(array, types.int64, types.int64), codegen
+
+
+@intrinsic
+def atomic_load(typingctx, array, position):
+    """``array[position]`` (int64) as other threads last wrote it."""
+
+    def codegen(context, builder, signature, args):
+        pointer = _element(context, builder, signature.args[0], args[0], args[1])
+        return builder.load_atomic(pointer, "acquire", 8, typ=ir.IntType(64))
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def relax(typingctx):
+    """Tell the processor that this is a spinning loop."""
+
+    def codegen(context, builder, signature, args):
+        triple = llvmlite.binding.get_default_triple()
+        void, hint = ir.VoidType(), ir.IntType(32)
+        if triple.startswith("x86"):
+            kind = ir.FunctionType(void, [])
+            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
+        elif triple.startswith(("aarch64", "arm64")):
+            kind = ir.FunctionType(void, [hint])
+            yield_hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint")
+            builder.call(yield_hint, [hint(1)])
+        return context.get_dummy_value()
+
+    return types.void(), codegen
+
+
+#: Give the processor to another thread.
+yield_thread = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())

@@ -1,0 +1,77 @@
+"""A team of threads that meet at a barrier inside kernels."""
+
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+
+import numpy as np
+
+from .jit import routine
+from .simd import atomic_add, atomic_load, relax, yield_thread
+
+# Words of the barrier, each on a cache line of its own.
+ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
+#: Turns of the spinning loop, some 10 microseconds, before a thread offers its core to others.
+SPINS = 400
+
+
+@routine
+def barrier(sync, n_threads):
+    """Wait until all threads of the team are here; what they wrote before is then seen by all."""
+    if n_threads == 1:
+        return
+    generation = atomic_load(sync, GENERATION)
+    if atomic_add(sync, ARRIVED, 1) == n_threads - 1:
+        atomic_add(sync, ARRIVED, -n_threads)
+        atomic_add(sync, GENERATION, 1)
+        return
+    spins = 0
+    while atomic_load(sync, GENERATION) == generation:
+        spins += 1
+        if spins < SPINS:
+            relax()
+        else:
+            yield_thread()
+
+
+class Team:
+    """Persistent threads that run one compiled function together.
+
+    Parameters
+    ----------
+    size : int
+        Number of threads, the caller's included.
+    """
+
+    def __init__(self, size: int):
+        self.size = size
+        self.sync = np.zeros(SYNC_SIZE, np.int64)
+        self._calls: list[SimpleQueue] = [SimpleQueue() for _ in range(size - 1)]
+        self._done: SimpleQueue = SimpleQueue()
+        for thread, calls in enumerate(self._calls, start=1):
+            threading.Thread(target=self._work, args=(thread, calls), daemon=True).start()
+
+    def _work(self, thread: int, calls: SimpleQueue) -> None:
+        while True:
+            function, args = calls.get()
+            error = None
+            try:
+                function(*args, thread, self.size)
+            except BaseException as caught:  # handed to the caller, who would wait forever
+                error = caught
+            self._done.put(error)
+            del function, args
+
+    def run(self, function: Callable, *args):
+        """Call ``function(*args, thread, size)`` on every thread; return the caller's result when all are done."""
+        for calls in self._calls:
+            calls.put((function, args))
+        errors = []
+        try:
+            result = function(*args, 0, self.size)
+        finally:
+            errors = [self._done.get() for _ in self._calls]
+        for error in errors:
+            if error is not None:
+                raise error
+        return result

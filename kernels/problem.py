@@ -1,0 +1,72 @@
+"""What an engine is given: a network in the words of the tables, and samples."""
+
+from itertools import pairwise
+from typing import NamedTuple
+
+import numpy as np
+
+
+class Topology(NamedTuple):
+    """A network's description.
+
+    Attributes
+    ----------
+    layer_sizes : tuple of int
+    activations : tuple of str
+        One name per hidden layer.
+    loss : str
+    bias : bool
+    dropout : float
+        Probability of dropping a hidden unit.
+    dtype : numpy.dtype
+    seed : int
+        Below 2**64.
+    """
+
+    layer_sizes: tuple[int, ...]
+    activations: tuple[str, ...]
+    loss: str
+    bias: bool
+    dropout: float
+    dtype: np.dtype
+    seed: int
+
+    @property
+    def n_parameters(self) -> int:
+        return sum((n_in + self.bias) * n_out for n_in, n_out in self.layers())
+
+    def layers(self) -> list[tuple[int, int]]:
+        """(n_in, n_out) of every layer."""
+        return list(pairwise(self.layer_sizes))
+
+    def flops(self, n_rows: int) -> int:
+        """Floating-point operations of one update over ``n_rows`` samples: three products a layer, two in the first."""
+        first = self.layer_sizes[0] * self.layer_sizes[1]
+        return n_rows * (6 * sum(n_in * n_out for n_in, n_out in self.layers()) - 2 * first)
+
+
+class Data(NamedTuple):
+    """The samples, all read-only but the order.
+
+    Attributes
+    ----------
+    X : (n_samples, n_in)
+    targets : (n_samples, n_out), or (0, 0)
+    labels : int64 (n_samples,) classes, or empty
+    weight : (n_samples,) sample weights, or empty
+    order : int64 (n_samples,) the epoch's permutation, or empty for the order of the rows
+    """
+
+    X: np.ndarray
+    targets: np.ndarray
+    labels: np.ndarray
+    weight: np.ndarray
+    order: np.ndarray
+
+
+def samples_alone(X: np.ndarray) -> Data:
+    """Samples without targets; ``X`` is read-only."""
+    data = Data(X, np.zeros((0, 0), X.dtype), np.zeros(0, np.int64), np.zeros(0, X.dtype), np.zeros(0, np.int64))
+    for empty in (data.targets, data.labels, data.weight):
+        empty.flags.writeable = False
+    return data

@@ -1,0 +1,128 @@
+"""Random networks with data to train them on, for fastbp and for the oracle alike."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import numpy as np
+import reference
+
+import fastbp
+from fastbp.kernels.losses import LOSSES
+
+WIDTHS = (1, 2, 3, 5, 7, 17, 33, 65, 100)
+BATCHES = (1, 2, 7, 31, 64)
+
+# name -> (rule, its settings)
+OPTIMIZERS = {
+    "sgd": ("sgd", {"learning_rate": 0.05}),
+    "momentum": ("sgd", {"learning_rate": 0.02, "momentum": 0.9}),
+    "nesterov": ("sgd", {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}),
+    "adam": ("adam", {"learning_rate": 0.003, "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6}),
+    "adamw": ("adamw", {"learning_rate": 0.003, "weight_decay": 0.1}),
+}
+
+
+def optimizer(name):
+    """A fresh fastbp optimizer for a row of OPTIMIZERS."""
+    rule, settings = OPTIMIZERS[name]
+    return {"sgd": fastbp.SGD, "adam": fastbp.Adam, "adamw": fastbp.AdamW}[rule](**settings)
+
+
+class Case(NamedTuple):
+    """A network and its data in the network's dtype, with what the oracle needs of them."""
+
+    net: fastbp.MLP
+    X: np.ndarray
+    y: np.ndarray
+    weight: np.ndarray | None
+
+    @property
+    def network(self):
+        net = self.net
+        return reference.Network(net.layer_sizes, net.activations, net.loss, net.bias)
+
+    @property
+    def exact(self):
+        """(network, theta, X) in float64: the first arguments of the oracle."""
+        return self.network, self.net.theta.astype(np.float64), self.X.astype(np.float64)
+
+    @property
+    def exact_weight(self):
+        return None if self.weight is None else self.weight.astype(np.float64)
+
+
+def make_case(
+    rng,
+    sizes,
+    loss="squared_error",
+    *,
+    activation="tanh",
+    n_samples=31,
+    dtype="float64",
+    bias=True,
+    soft=False,
+    weighted=False,
+    **settings,
+):
+    """Draw parameters and samples; soft targets are probabilities where there would be classes."""
+    net = fastbp.MLP(
+        sizes,
+        activation=activation,
+        loss=loss,
+        bias=bias,
+        dtype=dtype,
+        random_state=int(rng.integers(2**31)),
+        **settings,
+    )
+    for W in net.weights:
+        W[...] = rng.normal(size=W.shape) / np.sqrt(len(W))
+    for b in net.biases:
+        b[...] = 0.3 * rng.normal(size=b.shape)
+    X = rng.normal(size=(4 * n_samples, sizes[0])).astype(dtype)
+    X = X[np.argsort(-smallest_z(net, X))[:n_samples]]
+    y = draw_targets(rng, loss, n_samples, sizes[-1], soft)
+    weight = rng.uniform(0.2, 2.0, n_samples).astype(dtype) if weighted else None
+    return Case(net, X, y if y.dtype.kind == "i" else y.astype(dtype), weight)
+
+
+def draw_targets(rng, loss, n_samples, n_out, soft):
+    match LOSSES[loss].targets:
+        case "labels":
+            return rng.dirichlet(np.ones(n_out), n_samples) if soft else rng.integers(n_out, size=n_samples)
+        case "binary":
+            y = rng.uniform(size=(n_samples, n_out))
+            return y if soft else np.round(y)
+        case "real":
+            return rng.normal(size=(n_samples, n_out))
+
+
+def smallest_z(net, X):
+    """The smallest |z| of each sample: near z = 0 relu has no derivative and an output no relative error.
+
+    A z of exactly 0 comes from units that are off, and stays 0.
+    """
+    smallest = np.full(len(X), np.inf)
+    for depth in range(1, len(net.layer_sizes)):
+        head = fastbp.MLP(
+            net.layer_sizes[: depth + 1],
+            activation=list(net.activations[: depth - 1]),
+            bias=net.bias,
+            dtype=net.dtype,
+        )
+        head.theta[:] = net.theta[: head.n_parameters]
+        z = np.abs(head.forward(X))
+        smallest = np.minimum(smallest, np.where(z == 0, np.inf, z).min(axis=1))
+    return smallest
+
+
+def relative_error(actual, expected):
+    """The norm of the difference over the norm of what is expected."""
+    actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)
+    assert actual.shape == expected.shape
+    return np.linalg.norm(actual - expected) / max(np.linalg.norm(expected), np.finfo(np.float64).tiny)
+
+
+def batches(n_samples, batch_size, epochs=1):
+    """The row numbers of every update of an unshuffled training."""
+    return [np.arange(i, min(i + batch_size, n_samples)) for i in range(0, n_samples, batch_size)] * epochs

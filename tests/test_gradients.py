@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import reference
+from cases import BATCHES, WIDTHS, make_case, relative_error
+
+from fastbp.kernels.activations import ACTIVATIONS
+from fastbp.kernels.losses import LOSSES
+
+TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+CLASSIFICATION = ("cross_entropy", "binary_cross_entropy")
+
+
+def assert_matches_oracle(case):
+    tolerance = TOLERANCE[case.net.dtype.name]
+    z, _ = reference.forward(*case.exact)
+    loss, grad = reference.loss_and_gradients(*case.exact, case.y, case.exact_weight)
+    actual_loss, actual_grad = case.net.loss_and_gradients(case.X, case.y, case.weight)
+    assert actual_grad.dtype == case.net.dtype
+    assert relative_error(case.net.forward(case.X), z[-1]) < tolerance
+    assert relative_error(actual_loss, loss) < tolerance
+    assert relative_error(actual_grad, grad) < tolerance
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("draw", range(90))
+def test_random_network(rng, draw, dtype):
+    """Every depth with every batch size, ragged widths, an activation of its own for every layer."""
+    depth = 1 + draw % 9
+    loss = list(LOSSES)[draw // 9 % len(LOSSES)]
+    sizes = [int(n) for n in rng.choice(WIDTHS, depth + 1)]
+    if loss == "cross_entropy":
+        sizes[-1] = max(sizes[-1], 2)
+    case = make_case(
+        rng,
+        sizes,
+        loss,
+        activation=[str(name) for name in rng.choice(list(ACTIVATIONS), depth - 1)],
+        n_samples=BATCHES[draw % len(BATCHES)],
+        dtype=dtype,
+        bias=bool(rng.integers(2)),
+        soft=bool(rng.integers(2)),
+        weighted=bool(rng.integers(2)),
+    )
+    assert_matches_oracle(case)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("n_samples", BATCHES)
+@pytest.mark.parametrize("width", WIDTHS)
+def test_every_width_with_every_batch(rng, width, n_samples, dtype):
+    case = make_case(
+        rng, (width, width, width), "binary_cross_entropy", n_samples=n_samples, dtype=dtype, weighted=True
+    )
+    assert_matches_oracle(case)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_activation_with_every_loss(rng, activation, loss, soft, dtype):
+    assert_matches_oracle(make_case(rng, (7, 17, 5, 3), loss, activation=activation, dtype=dtype, soft=soft))
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_large_logits_do_not_overflow(rng, loss):
+    case = make_case(rng, (5, 7, 3), loss)
+    case.net.weights[-1][...] *= 1000
+    assert_matches_oracle(case)
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("loss", LOSSES)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_finite_differences(rng, activation, loss, soft):
+    """Central differences along random directions, with the error of order h^2 extrapolated away."""
+    case = make_case(rng, (5, 4, 6, 3), loss, activation=activation, n_samples=7, soft=soft, weighted=True)
+    net, start = case.net, case.net.theta.copy()
+    directions = rng.normal(size=(8, len(start))) / np.sqrt(len(start))
+
+    def loss_at(theta):
+        net.theta[:] = theta
+        return net.loss_and_gradients(case.X, case.y, case.weight)[0]
+
+    def central_difference(direction, h):
+        return (loss_at(start + h * direction) - loss_at(start - h * direction)) / (2 * h)
+
+    _, grad = net.loss_and_gradients(case.X, case.y, case.weight)
+    h = 1e-3
+    slopes = [(4 * central_difference(d, h / 2) - central_difference(d, h)) / 3 for d in directions]
+    assert relative_error(directions @ grad, slopes) < 1e-7
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_of_a_batch_is_the_mean_over_its_samples(rng, loss, weighted):
+    case = make_case(rng, (5, 17, 7, 3), loss, activation="relu", weighted=weighted)
+    if weighted:
+        case.weight[::3] = 0
+    samples = [case.net.loss_and_gradients(case.X[[i]], case.y[[i]]) for i in range(len(case.X))]
+    batch = case.net.loss_and_gradients(case.X, case.y, case.weight)
+    for of_batch, of_samples in zip(batch, zip(*samples, strict=True), strict=True):
+        assert relative_error(of_batch, np.average(of_samples, axis=0, weights=case.weight)) < 1e-12
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("loss", LOSSES)
+def test_predict_applies_the_link(rng, loss, dtype):
+    case = make_case(rng, (5, 17, 3), loss, dtype=dtype)
+    assert relative_error(case.net.predict(case.X), reference.predict(*case.exact)) < TOLERANCE[dtype]
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+@pytest.mark.parametrize(
+    ("loss", "n_out"),
+    [("squared_error", 3), ("cross_entropy", 4), ("binary_cross_entropy", 1), ("binary_cross_entropy", 3)],
+)
+def test_evaluate(rng, loss, n_out, weighted):
+    case = make_case(rng, (5, 17, n_out), loss, n_samples=64, weighted=weighted)
+    scores = case.net.evaluate(case.X, case.y, case.weight)
+    expected_loss, _ = reference.loss_and_gradients(*case.exact, case.y, case.weight)
+    assert relative_error(scores["loss"], expected_loss) < 1e-12
+    if loss not in CLASSIFICATION:
+        assert "accuracy" not in scores
+        return
+    right = reference.correct(*case.exact, case.y)
+    assert scores["accuracy"] == pytest.approx(np.average(right, weights=case.weight), rel=1e-12)

@@ -1,0 +1,56 @@
+"""No allocation in the steady state: what a fit needs, it takes before the first minibatch."""
+
+from __future__ import annotations
+
+import tracemalloc
+
+import pytest
+from cases import make_case
+from numba.core.runtime import _nrt_python, rtsys
+
+N_SAMPLES = 3200
+SLACK = 12_000  # bytes: the history's numbers, and less than one minibatch's activations or one permutation
+
+
+@pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
+def fit(request, rng):
+    """A fit, warmed up so that everything is compiled."""
+    case = make_case(rng, (64, 128, 10), "cross_entropy", n_samples=N_SAMPLES, dtype="float32")
+
+    def fit(**settings):
+        case.net.fit(case.X, case.y, threads=request.param, progress=False, **settings)
+
+    fit(epochs=2)
+    return fit
+
+
+def peak_memory(fit, **settings):
+    """Bytes that Python and NumPy hold at the worst moment of a fit."""
+    tracemalloc.start()
+    fit(**settings)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    return peak
+
+
+def compiled_allocations(fit, **settings):
+    """How many times compiled code asks for memory in a fit."""
+    _nrt_python.memsys_enable_stats()
+    before = rtsys.get_allocation_stats().alloc
+    fit(**settings)
+    count = rtsys.get_allocation_stats().alloc - before
+    _nrt_python.memsys_disable_stats()
+    return count
+
+
+def test_memory_does_not_grow_with_epochs(fit):
+    assert peak_memory(fit, epochs=40) < peak_memory(fit, epochs=2) + SLACK
+
+
+def test_memory_does_not_grow_with_minibatches(fit):
+    assert peak_memory(fit, epochs=2, batch_size=32) < peak_memory(fit, epochs=2, batch_size=320) + SLACK
+
+
+def test_minibatches_allocate_nothing(fit):
+    counts = {compiled_allocations(fit, epochs=2, batch_size=batch_size) for batch_size in (32, 64, 320)}
+    assert len(counts) == 1

@@ -1,0 +1,229 @@
+from __future__ import annotations
+
+from copy import deepcopy
+
+import numpy as np
+import pytest
+import reference
+from cases import OPTIMIZERS, batches, make_case, optimizer, relative_error
+
+import fastbp
+from fastbp.kernels.optimizers import OPTIMIZERS as TABLE
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
+
+NETS = {
+    "delta rule": {"sizes": (7, 3), "n_samples": 31},
+    "logistic unit": {"sizes": (5, 1), "loss": "binary_cross_entropy", "n_samples": 31},
+    "one wide": {"sizes": (1, 1, 1), "n_samples": 9},
+    "tanh": {"sizes": (3, 17, 2), "n_samples": 64, "weighted": True},
+    "relu": {"sizes": (33, 65, 5), "loss": "cross_entropy", "activation": "relu", "n_samples": 99},
+    "mixed": {
+        "sizes": (5, 33, 7, 17, 4),
+        "loss": "cross_entropy",
+        "activation": ["relu", "identity", "logistic"],
+        "n_samples": 71,
+        "soft": True,
+        "weighted": True,
+    },
+    "deep": {
+        "sizes": (17, 5, 7, 5, 3, 7, 5, 17, 5, 2),
+        "loss": "binary_cross_entropy",
+        "n_samples": 64,
+        "bias": False,
+    },
+}
+
+
+def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, schedule=None, clip_norm=None):
+    tolerance = TOLERANCE[case.net.dtype.name]
+    rule, settings = OPTIMIZERS[name]
+    rows = batches(len(case.X), batch_size * accumulate)
+    losses, theta = reference.train(
+        *case.exact,
+        case.y,
+        rows * epochs,
+        rule,
+        weight=case.exact_weight,
+        clip_norm=clip_norm,
+        learning_rates=schedule and [schedule(epoch) for epoch in range(epochs) for _ in rows],
+        **settings,
+    )
+    history = case.net.fit(
+        case.X,
+        case.y,
+        sample_weight=case.weight,
+        optimizer=optimizer(name),
+        batch_size=batch_size,
+        epochs=epochs,
+        shuffle=False,
+        accumulate=accumulate,
+        schedule=schedule,
+        clip_norm=clip_norm,
+    )
+    weight = np.ones(len(case.X)) if case.weight is None else case.exact_weight
+    expected = np.average(losses.reshape(epochs, -1), axis=1, weights=[weight[r].sum() for r in rows])
+    assert history.epochs == epochs
+    assert relative_error(history.loss, expected) < tolerance
+    assert relative_error(case.net.theta, theta) < tolerance
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("name", TABLE)
+@pytest.mark.parametrize("net", NETS)
+def test_fifty_steps(rng, net, name, dtype):
+    """Fifty updates in ten epochs, the last minibatch of an epoch being short."""
+    case = make_case(rng, **NETS[net], dtype=dtype)
+    assert_trains_like_oracle(case, name, batch_size=-(-len(case.X) // 5), epochs=10)
+
+
+@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize(
+    "settings",
+    [
+        pytest.param({"batch_size": 1, "epochs": 2}, id="online"),
+        pytest.param({"batch_size": 31, "epochs": 20}, id="full batch"),
+        pytest.param({"batch_size": 1000, "epochs": 20}, id="more than full batch"),
+        pytest.param({"batch_size": 30, "epochs": 20}, id="one sample left over"),
+        pytest.param({"batch_size": 4, "accumulate": 2, "epochs": 10}, id="accumulate"),
+        pytest.param({"batch_size": 1, "accumulate": 7, "epochs": 10}, id="accumulate online"),
+        pytest.param({"batch_size": 8, "accumulate": 100, "epochs": 10}, id="accumulate all"),
+        pytest.param({"batch_size": 8, "clip_norm": 0.3, "epochs": 10}, id="clip"),
+        pytest.param({"batch_size": 4, "accumulate": 3, "clip_norm": 0.3, "epochs": 10}, id="accumulate and clip"),
+        pytest.param({"batch_size": 8, "schedule": lambda epoch: 0.05 / (1 + epoch), "epochs": 10}, id="schedule"),
+    ],
+)
+def test_minibatches(rng, settings, name):
+    case = make_case(rng, (5, 17, 3), "cross_entropy", weighted=True)
+    assert_trains_like_oracle(case, name, **settings)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+def test_accumulated_batches_equal_one_large_batch(rng, weighted):
+    case = make_case(rng, (7, 33, 17, 3), n_samples=50, weighted=weighted)
+    start = case.net.theta.copy()
+    thetas = []
+    for batch_size, accumulate in [(24, 1), (8, 3)]:
+        case.net.theta[:] = start
+        case.net.fit(
+            case.X,
+            case.y,
+            sample_weight=case.weight,
+            optimizer=optimizer("adam"),
+            batch_size=batch_size,
+            accumulate=accumulate,
+            epochs=10,
+            shuffle=False,
+        )
+        thetas.append(case.net.theta.copy())
+    assert relative_error(*thetas) < 1e-12
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_optimizer_instance_continues(rng, name):
+    """Five epochs and five more are ten epochs, to the last bit, shuffling included."""
+    thetas, losses = [], []
+    for parts in [(10,), (5, 5)]:
+        case = make_case(deepcopy(rng), (5, 17, 3), "cross_entropy", activation="relu", dtype="float32")
+        same = optimizer(name)
+        fits = [case.net.fit(case.X, case.y, optimizer=same, batch_size=8, epochs=epochs) for epochs in parts]
+        thetas.append(case.net.theta)
+        losses.append([loss for history in fits for loss in history.loss])
+    assert np.array_equal(*thetas)
+    assert np.array_equal(*losses)
+
+
+def test_reset_forgets_the_optimizer_state(rng):
+    case = make_case(rng, (5, 7, 3))
+    start, same, thetas = case.net.theta.copy(), optimizer("adam"), []
+    for _ in range(2):
+        case.net.theta[:] = start
+        same.reset()
+        case.net.fit(case.X, case.y, optimizer=same, shuffle=False)
+        thetas.append(case.net.theta.copy())
+    assert np.array_equal(*thetas)
+
+
+@pytest.mark.parametrize(
+    ("named", "instance"), [("sgd", fastbp.SGD()), ("adam", fastbp.Adam()), ("adamw", fastbp.AdamW())]
+)
+def test_named_optimizer_has_the_defaults(rng, named, instance):
+    thetas = []
+    for given in [named, instance]:
+        case = make_case(deepcopy(rng), (5, 7, 3))
+        case.net.fit(case.X, case.y, optimizer=given)
+        thetas.append(case.net.theta)
+    assert np.array_equal(*thetas)
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+@pytest.mark.parametrize("name", TABLE)
+def test_train_on_batch(rng, name, weighted):
+    case = make_case(rng, (5, 17, 3), "binary_cross_entropy", weighted=weighted)
+    rule, settings = OPTIMIZERS[name]
+    rows = batches(len(case.X), 7, epochs=4)
+    expected, theta = reference.train(*case.exact, case.y, rows, rule, weight=case.weight, **settings)
+    same = optimizer(name)
+    losses = [
+        case.net.train_on_batch(
+            case.X[r], case.y[r], sample_weight=case.weight[r] if weighted else None, optimizer=same
+        )
+        for r in rows
+    ]
+    assert relative_error(losses, expected) < 1e-9
+    assert relative_error(case.net.theta, theta) < 1e-9
+
+
+def test_calls_without_optimizer_share_one_adam(rng):
+    case = make_case(rng, (5, 17, 3), "cross_entropy")
+    rows = batches(len(case.X), 31, epochs=6)
+    expected, theta = reference.train(*case.exact, case.y, rows, "adam", learning_rate=0.001)
+    losses = []
+    for _ in range(3):
+        losses.append(case.net.train_on_batch(case.X, case.y))
+        losses.append(case.net.partial_fit(case.X, case.y, batch_size=31))
+    assert relative_error(losses, expected) < 1e-9
+    assert relative_error(case.net.theta, theta) < 1e-9
+
+
+def test_partial_fit_is_one_epoch_of_fit(rng):
+    thetas, losses = [], []
+    for method in ["fit", "partial_fit"]:
+        case = make_case(deepcopy(rng), (5, 17, 3), weighted=True)
+        same = optimizer("nesterov")
+        for _ in range(3):
+            settings = {"epochs": 1} if method == "fit" else {}
+            result = getattr(case.net, method)(
+                case.X, case.y, sample_weight=case.weight, optimizer=same, batch_size=8, **settings
+            )
+            losses.append(result.loss[0] if method == "fit" else result)
+        thetas.append(case.net.theta)
+    assert np.array_equal(*thetas)
+    assert losses[:3] == losses[3:]
+
+
+def test_validation_loss(rng):
+    """Of the weights at the end of every epoch, by the weights of the validation samples."""
+    case = make_case(rng, (5, 17, 4), "cross_entropy", n_samples=64, weighted=True)
+    validation = case.X[40:], case.y[40:], case.weight[40:]
+    expected = []
+
+    def oracle(history):
+        expected.append(reference.loss_and_gradients(case.network, case.net.theta, *validation)[0])
+
+    history = case.net.fit(case.X[:40], case.y[:40], epochs=5, validation_data=validation, callbacks=[oracle])
+    assert relative_error(history.val_loss, expected) < 1e-12
+
+
+def test_callback_stops(rng):
+    case = make_case(rng, (5, 7, 3))
+    seen = []
+
+    def stop_after_three(history):
+        seen.append((history.epochs, len(history.loss)))
+        return history.epochs == 3
+
+    history = case.net.fit(case.X, case.y, epochs=10, callbacks=[stop_after_three])
+    assert seen == [(1, 1), (2, 2), (3, 3)]
+    assert history.epochs == len(history.loss) == len(history.seconds) == len(history.samples_per_second) == 3
+    assert history.val_loss == []
