@@ -1,8 +1,7 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
 from .history import History
-from .io import load
-from .mlp import MLP
+from .mlp import MLP, load
 from .optimizers import SGD, Adam, AdamW, Optimizer
 from .validation import DivergedError
 

@@ -86,7 +86,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--task", choices=("classification", "regression"), help="default: regression for decimals")
     add("--hidden", type=int, nargs="*", default=[128, 64], metavar="N", help="hidden widths: 128 64")
     add("--activation", default="relu", metavar="NAME", help="of the hidden layers: %(default)s")
-    add("--epochs", type=int, default=50, metavar="N", help="passes over the data: %(default)s")
+    add("--epochs", type=int, default=100, metavar="N", help="passes over the data: %(default)s")
     add("--batch-size", type=int, default=64, metavar="N", help="rows per update: %(default)s")
     add("--learning-rate", type=float, default=0.005, metavar="X", help="at the start: %(default)s")
     add("--seed", type=int, default=0, metavar="N", help="of weights and shuffling: %(default)s")
@@ -119,18 +119,22 @@ def _train(args: argparse.Namespace) -> None:
     if not features:
         raise ValueError(f"{table.path}: there is no column for a feature beside the target {target!r}")
     X = table.numbers(features)
+    classes: NDArray[Any] = np.empty(0)
+    y: NDArray[Any]
     if is_class:
         classes, y = np.unique(table.labels(target), return_inverse=True)
     else:
-        classes, y = np.empty(0), table.numbers([target])[:, 0]
+        y = table.numbers([target])[:, 0]
     if (y == y[0]).all():
         raise ValueError(f"{table.path}, column {target!r}: every row has the same value, nothing to learn")
     fitted, heldout = _split(table.path, y, args.holdout, stratify=is_class)
 
+    dropout, weight_decay = (0.2, 0.3) if is_digits else (0.0, 0.01)  # few images: they need a firm hand
     net = MLP(
         (len(features), *args.hidden, len(classes) or 1),
         activation=args.activation,
         loss="cross_entropy" if is_class else "squared_error",
+        dropout=dropout,
         random_state=args.seed,
     )
     net.standardize(X[fitted])
@@ -143,7 +147,7 @@ def _train(args: argparse.Namespace) -> None:
     history = net.fit(
         X[fitted],
         t[fitted],
-        optimizer=AdamW(args.learning_rate, weight_decay=1.0 if is_digits else 0.01),
+        optimizer=AdamW(args.learning_rate, weight_decay=weight_decay),
         batch_size=args.batch_size,
         epochs=args.epochs,
         validation_data=(X[heldout], t[heldout]),
@@ -206,9 +210,11 @@ def _score(outputs: NDArray[Any], y: NDArray[Any], is_class: bool) -> str:
 
 
 def _find_program() -> str:
-    """What to type to run this program: its name, or where it stands if that is not on the PATH."""
-    typed = sys.argv[0]
-    return typed if Path(typed).stem == "fastbp" and not shutil.which("fastbp") else "fastbp"
+    """What to type to run this program: its name, or where it stands if that is not what the name finds."""
+    typed, found = Path(sys.argv[0]), shutil.which("fastbp")
+    if typed.stem != "fastbp" or (found and Path(found).parent.resolve() == typed.parent.resolve()):
+        return "fastbp"
+    return str(typed)
 
 
 def _predict(args: argparse.Namespace) -> None:

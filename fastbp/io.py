@@ -1,76 +1,43 @@
-"""Networks in files: safetensors, with the description as JSON in the metadata."""
+"""Files: safetensors, with a description as JSON in the metadata."""
 
 from __future__ import annotations
 
 import json
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-if TYPE_CHECKING:
-    from .mlp import MLP
-
-FORMAT = "fastbp-1"
+#: The one key of the metadata: several would be written in no fixed order.
+KEY = "fastbp-1"
 
 
-def _tensors(net: MLP) -> dict[str, np.ndarray]:
-    """The network's arrays by their names in the file."""
-    tensors = {f"layers.{k}.weight": W for k, W in enumerate(net.weights)}
-    tensors |= {f"layers.{k}.bias": b for k, b in enumerate(net.biases)}
-    if net.feature_mean is not None and net.feature_scale is not None:
-        tensors |= {"feature_mean": net.feature_mean, "feature_scale": net.feature_scale}
-    return tensors
-
-
-def save(net: MLP, path: str | os.PathLike) -> None:
-    """Write a network; see `MLP.save`."""
+def write(path: str | os.PathLike, description: dict[str, Any], tensors: dict[str, np.ndarray]) -> None:
+    """Write a file whole or not at all, even in a crash: beside its place first, then moved."""
     path = Path(path)
-    description = {
-        "layer_sizes": net.layer_sizes,
-        "activation": net.activations,
-        "loss": net.loss,
-        "dropout": net.dropout,
-        "bias": net.bias,
-        "dtype": net.dtype.name,
-        "random_state": net.random_state,
-        "epochs": net.epochs,
-    }
-    metadata = {"format": FORMAT, "network": json.dumps(description), "user": json.dumps(net.metadata)}
-    # Written beside and moved, so that a crash cannot leave half a file.
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        save_file(_tensors(net), partial, metadata)
+        save_file(tensors, partial, {KEY: json.dumps(description)})
         os.replace(partial, path)
+    except SafetensorError as error:
+        raise OSError(f"{path} cannot be written: {error}") from error
     finally:
         partial.unlink(missing_ok=True)
 
 
-def load(path: str | os.PathLike) -> MLP:
-    """Read a network that `MLP.save` wrote.
-
-    Parameters
-    ----------
-    path : path-like
-
-    Returns
-    -------
-    MLP
-        With the same parameters, bit for bit, and the same predictions.
+def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]]:
+    """The description and the tensors of a file.
 
     Raises
     ------
     OSError
         If the file cannot be read.
     ValueError
-        If it does not hold a network of this format.
+        If it is not a whole file of this format.
     """
-    from .mlp import MLP
-
-    path = Path(path)
     with open(path, "rb"):  # for the usual errors of a file that is not there or not readable
         pass
     try:
@@ -79,25 +46,10 @@ def load(path: str | os.PathLike) -> MLP:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     except (SafetensorError, OSError) as error:
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
-    if metadata.get("format") != FORMAT:
-        raise ValueError(
-            f"{path} does not hold a fastbp network: its metadata says format {metadata.get('format')!r}, "
-            f"not {FORMAT!r}"
-        )
     try:
-        description: dict[str, Any] = json.loads(metadata["network"])
-        epochs = description.pop("epochs")
-        net = MLP(**description)
-        net.metadata = json.loads(metadata["user"])
-        if "feature_mean" in tensors:
-            net.feature_mean, net.feature_scale = (np.empty(net.layer_sizes[0]) for _ in range(2))
-        expected = _tensors(net)
-        found = {name: (tensor.shape, tensor.dtype) for name, tensor in tensors.items()}
-        if found != {name: (tensor.shape, tensor.dtype) for name, tensor in expected.items()}:
-            raise ValueError("its tensors do not fit its description")
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
-        raise ValueError(f"{path} holds a damaged fastbp network: {error}") from error
-    for name, target in expected.items():
-        target[...] = tensors[name]
-    net.epochs = epochs
-    return net
+        description = json.loads(metadata[KEY])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path} does not hold a fastbp network: its metadata lacks a {KEY!r} in JSON") from error
+    if not isinstance(description, dict):
+        raise ValueError(f"{path} holds a damaged fastbp network: its description is no JSON object")
+    return description, tensors

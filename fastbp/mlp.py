@@ -5,8 +5,10 @@ from __future__ import annotations
 import math
 import os
 import secrets
+import sys
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -88,13 +90,7 @@ class MLP:
         random_state: int | None = None,
     ):
         sizes = _layer_sizes(layer_sizes)
-        names = [activation] * (len(sizes) - 2) if isinstance(activation, str) else list(activation)
-        if len(names) != len(sizes) - 2:
-            raise ValueError(
-                f"activation must be one name or one per hidden layer ({len(sizes) - 2}), it has {len(names)}"
-            )
-        for name in (activation,) if isinstance(activation, str) else names:
-            validation.choice("activation", name, ACTIVATIONS)
+        names = _activations(activation, len(sizes) - 2)
         if validation.choice("loss", loss, LOSSES) and LOSSES[loss].softmax and sizes[-1] < 2:
             raise ValueError(
                 f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
@@ -104,10 +100,10 @@ class MLP:
             raise ValueError(f"normalization must be None, it is {normalization!r}")
         if initializer is not None:
             validation.choice("initializer", initializer, parameters.INITIALIZERS)
+        if not isinstance(bias, bool):
+            raise TypeError(f"bias must be True or False, it is {bias!r}")
         self.dropout = validation.number_in("dropout", dropout, at_least=0, below=1)
-        self._topology = Topology(
-            sizes, tuple(names), loss, bool(bias), self.dropout, _dtype(dtype), _seed(random_state)
-        )
+        self._topology = Topology(sizes, names, loss, bias, self.dropout, _dtype(dtype), _seed(random_state))
         self._theta = parameters.initialize(self._topology, initializer)
         self.weights, self.biases = parameters.views(self._topology, self._theta)
         self._optimizer = Adam()
@@ -140,8 +136,11 @@ class MLP:
         sizes = "-".join(str(n) for n in self.layer_sizes)
         return f"MLP({sizes}, loss={self.loss!r}, dtype={self.dtype.name!r}, {self.n_parameters} parameters)"
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles would hold theta and its views as separate arrays: leave the views out."""
+        return {name: value for name, value in self.__dict__.items() if name not in ("weights", "biases")}
+
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Copies and pickles hold theta and its views as separate arrays; tie them again."""
         self.__dict__ = state
         self.weights, self.biases = parameters.views(self._topology, self._theta)
 
@@ -162,9 +161,11 @@ class MLP:
         ------
         ValueError, TypeError
         """
-        X = validation.samples(X, self.layer_sizes[0], np.dtype(np.float64), None, None)
-        scale = X.std(axis=0)
-        self.feature_mean, self.feature_scale = X.mean(axis=0), np.where(scale > 0, scale, 1.0)
+        X = validation.samples("X", X, self.layer_sizes[0], np.dtype(np.float64))
+        with np.errstate(over="ignore", invalid="ignore"):
+            mean, scale = X.mean(axis=0), X.std(axis=0)
+        validation.finite("X's standard deviation by feature", scale)
+        self.feature_mean, self.feature_scale = mean, np.where(scale > 0, scale, 1.0)
         return self
 
     def fit(
@@ -181,7 +182,7 @@ class MLP:
         schedule: Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
-        callbacks: Iterable[Callable[[History], Any]] = (),
+        callbacks: Sequence[Callable[[History], Any]] = (),
         threads: int | None = None,
         device: str = "cpu",
         progress: bool | None = None,
@@ -212,7 +213,7 @@ class MLP:
             Scale gradients of a greater Euclidean norm, over all parameters, down to this one.
         accumulate : int
             Minibatches per update: their gradient is that of one batch as large as all of them.
-        callbacks : iterable of callables
+        callbacks : sequence of callables
             Each is called with the History after each epoch; training stops when one returns True.
         threads : int, optional
             None lets a cost model choose. The result is the same, to the bit, for any number.
@@ -238,18 +239,25 @@ class MLP:
             threads = validation.count("threads", threads)
         clip = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
         optimizer = as_optimizer(optimizer)
-        callbacks = tuple(callbacks)
-        for callback in (*callbacks, *([] if schedule is None else [schedule])):
-            if not callable(callback):
-                raise TypeError(f"callbacks and schedule must be callable, {callback!r} is not")
+        if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
+            raise TypeError(f"callbacks must be a sequence of callables, it is {callbacks!r}")
+        if schedule is not None and not callable(schedule):
+            raise TypeError(f"schedule must be a callable of the epoch, it is {schedule!r}")
         rates = [schedule(epoch) if schedule else optimizer.learning_rate for epoch in range(epochs)]
         rates = [validation.number_in("schedule's learning rate", rate, at_least=0) for rate in rates]
         data = self._data(X, y, sample_weight)
         held_out = None
         if validation_data is not None:
-            if not isinstance(validation_data, Sequence) or len(validation_data) not in (2, 3):
-                raise TypeError("validation_data must be (X, y) or (X, y, sample_weight)")
-            held_out = self._data(*validation_data)
+            if not isinstance(validation_data, (tuple, list)):
+                raise TypeError(
+                    f"validation_data must be a tuple (X, y) or (X, y, sample_weight), it is of type "
+                    f"{type(validation_data).__name__}"
+                )
+            if len(validation_data) not in (2, 3):
+                raise ValueError(
+                    f"validation_data must be (X, y) or (X, y, sample_weight), it has {len(validation_data)} entries"
+                )
+            held_out = self._data(*validation_data, prefix="validation_data's ")
         slots, step = optimizer.state(self.n_parameters, self.dtype)
         batch_rows = min(batch_size, len(data.X))
         with open_session(device, self._topology, self._theta, batch_rows, threads) as session:
@@ -276,7 +284,7 @@ class MLP:
         epochs: int,
         n_samples: int,
         held_out: Data | None,
-        callbacks: tuple[Callable[[History], Any], ...],
+        callbacks: Sequence[Callable[[History], Any]],
         progress: bool | None,
     ) -> History:
         """Run a started session: turns of compiled updates, with reports between them."""
@@ -304,13 +312,14 @@ class MLP:
                 done += progressed
                 turn = max(1, int(progressed / session.update_rows * TURN_SECONDS / seconds))
                 bar.update(progressed)
+                completed = now.epochs - before
+                if completed:
+                    self.epochs = first_epoch + now.epochs
+                    optimizer.keep(slots, session.published_step)
                 if now.diverged:
                     raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
-                completed = now.epochs - before
                 if not completed:
                     continue
-                self.epochs = first_epoch + now.epochs
-                optimizer.keep(slots, session.published_step)
                 history.loss += session.losses[before : now.epochs].tolist()
                 history.seconds += [training_seconds / completed] * completed
                 history.samples_per_second += [n_samples * completed / training_seconds] * completed
@@ -393,7 +402,7 @@ class MLP:
             As `fit`.
         """
         return self.partial_fit(
-            X, y, sample_weight=sample_weight, optimizer=optimizer, batch_size=max(1, len(X)), shuffle=False
+            X, y, sample_weight=sample_weight, optimizer=optimizer, batch_size=sys.maxsize, shuffle=False
         )
 
     def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, np.ndarray]:
@@ -471,21 +480,93 @@ class MLP:
         Raises
         ------
         OSError
+        TypeError
+            If ``metadata`` holds anything but strings.
         """
-        io.save(self, path)
+        validation.words("metadata", self.metadata)
+        description = {
+            "layer_sizes": self.layer_sizes,
+            "activation": self.activations,
+            "loss": self.loss,
+            "dropout": self.dropout,
+            "bias": self.bias,
+            "dtype": self.dtype.name,
+            "random_state": self.random_state,
+            "epochs": self.epochs,
+            "metadata": self.metadata,
+        }
+        scaler = {}
+        if self.feature_mean is not None and self.feature_scale is not None:
+            scaler = {"feature_mean": self.feature_mean, "feature_scale": self.feature_scale}
+        io.write(path, description, self._tensors() | scaler)
+
+    def _tensors(self) -> dict[str, np.ndarray]:
+        """Views on the parameters by their names in a file."""
+        tensors = {f"layers.{k}.weight": W for k, W in enumerate(self.weights)}
+        return tensors | {f"layers.{k}.bias": b for k, b in enumerate(self.biases)}
 
     def _session(self, batch_rows: int) -> Session:
         return open_session("cpu", self._topology, self._theta, batch_rows)
 
-    def _samples(self, X: Any) -> np.ndarray:
-        return validation.samples(X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)
+    def _samples(self, X: Any, name: str = "X") -> np.ndarray:
+        return validation.samples(name, X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)
 
-    def _data(self, X: Any, y: Any, sample_weight: Any = None) -> Data:
-        X = self._samples(X)
+    def _data(self, X: Any, y: Any, sample_weight: Any = None, *, prefix: str = "") -> Data:
+        X = self._samples(X, f"{prefix}X")
         kind = LOSSES[self.loss].targets
-        targets, labels = validation.targets(y, kind, len(X), self.layer_sizes[-1], self.dtype)
-        weight = validation.weights(sample_weight, len(X), self.dtype)
+        targets, labels = validation.targets(f"{prefix}y", y, kind, len(X), self.layer_sizes[-1], self.dtype)
+        weight = validation.weights(f"{prefix}sample_weight", sample_weight, len(X), self.dtype)
         return Data(X, targets, labels, weight, np.zeros(0, np.int64))
+
+
+def load(path: str | os.PathLike) -> MLP:
+    """Read a network that `MLP.save` wrote.
+
+    Parameters
+    ----------
+    path : path-like
+
+    Returns
+    -------
+    MLP
+        With the same parameters, bit for bit, and the same predictions.
+
+    Raises
+    ------
+    OSError
+        If the file cannot be read.
+    ValueError
+        If it does not hold a whole network of this format.
+    """
+    description, tensors = io.read(path)
+    try:
+        epochs, metadata = description.pop("epochs"), description.pop("metadata")
+        sizes = description["layer_sizes"]
+        # Before memory is taken for what a damaged description asks.
+        for k, shape in enumerate(pairwise(sizes)):
+            if tensors[f"layers.{k}.weight"].shape != shape:
+                raise ValueError(f"the tensor of layer {k} does not fit layer_sizes {sizes}")
+        net = MLP(**description)
+        if not isinstance(epochs, int) or epochs < 0:
+            raise ValueError(f"epochs must be an integer of at least 0, it is {epochs!r}")
+        validation.words("metadata", metadata)
+        if "feature_mean" in tensors or "feature_scale" in tensors:
+            net.feature_mean, net.feature_scale = tensors.pop("feature_mean"), tensors.pop("feature_scale")
+            shapes = {(array.shape, array.dtype.name) for array in (net.feature_mean, net.feature_scale)}
+            if shapes != {((sizes[0],), "float64")} or not (net.feature_scale > 0).all():
+                raise ValueError("feature_mean and feature_scale do not fit the network")
+            validation.finite("feature_mean", net.feature_mean)
+        targets = net._tensors()
+        if {name: (t.shape, t.dtype) for name, t in tensors.items()} != {
+            name: (t.shape, t.dtype) for name, t in targets.items()
+        }:
+            raise ValueError("its tensors do not fit its description")
+        for name, target in targets.items():
+            target[...] = validation.finite(name, tensors[name])
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds a damaged fastbp network: {error}") from error
+    net.epochs, net.metadata = epochs, metadata
+    return net
 
 
 def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
@@ -498,12 +579,22 @@ def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(validation.count("layer_sizes' widths", n) for n in sizes)
 
 
+def _activations(activation: str | Sequence[str], n_hidden: int) -> tuple[str, ...]:
+    if isinstance(activation, str):
+        return (validation.choice("activation", activation, ACTIVATIONS),) * n_hidden
+    if not isinstance(activation, Sequence):
+        raise TypeError(f"activation must be a name or a sequence of names, it is {activation!r}")
+    if len(activation) != n_hidden:
+        raise ValueError(f"activation must be one name or one per hidden layer ({n_hidden}), it has {len(activation)}")
+    return tuple(validation.choice("activation", name, ACTIVATIONS) for name in activation)
+
+
 def _dtype(dtype: Any) -> np.dtype:
     try:
         known = np.dtype(dtype)
     except TypeError:
-        known = None
-    if known not in (np.dtype(np.float32), np.dtype(np.float64)):
+        known = np.dtype(object)
+    if dtype is None or known.name not in ("float32", "float64"):
         raise ValueError(f"dtype must be 'float32' or 'float64', it is {dtype!r}")
     return known
 

@@ -112,6 +112,12 @@ def count(name: str, value: Any) -> int:
     return int(value)
 
 
+def words(name: str, value: Any) -> None:
+    """Raise TypeError unless ``value`` is a dict of strings to strings."""
+    if not isinstance(value, dict) or not all(isinstance(word, str) for item in value.items() for word in item):
+        raise TypeError(f"{name} must be a dict of strings to strings, it is {value!r}")
+
+
 def numeric(name: str, values: Any) -> np.ndarray:
     """``values`` as an array of real numbers, not copied where it is one.
 
@@ -154,7 +160,14 @@ def canonical(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     return view
 
 
-def samples(X: Any, n_in: int, dtype: np.dtype, mean: np.ndarray | None, scale: np.ndarray | None) -> np.ndarray:
+def samples(
+    name: str,
+    X: Any,
+    n_in: int,
+    dtype: np.dtype,
+    mean: np.ndarray | None = None,
+    scale: np.ndarray | None = None,
+) -> np.ndarray:
     """Check X and bring it into the network's dtype, standardised where the network has a mean and a scale.
 
     Returns
@@ -165,17 +178,17 @@ def samples(X: Any, n_in: int, dtype: np.dtype, mean: np.ndarray | None, scale: 
     ------
     TypeError, ValueError
     """
-    X = numeric("X", X)
+    X = numeric(name, X)
     if X.ndim != 2 or X.shape[1] != n_in:
-        raise ValueError(f"X must have shape (n_samples, {n_in}), it has shape {X.shape}")
+        raise ValueError(f"{name} must have shape (n_samples, {n_in}), it has shape {X.shape}")
     if len(X) == 0:
-        raise ValueError(f"X must hold at least one sample, it has shape {X.shape}")
+        raise ValueError(f"{name} must hold at least one sample, it has shape {X.shape}")
     if mean is not None and scale is not None:
         X = (X - mean) / scale
-    return finite("X", canonical(X, dtype))
+    return finite(name, canonical(X, dtype))
 
 
-def targets(y: Any, kind: str, n_samples: int, n_out: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
+def targets(name: str, y: Any, kind: str, n_samples: int, n_out: int, dtype: np.dtype) -> tuple[np.ndarray, np.ndarray]:
     """Check y against the loss.
 
     Parameters
@@ -192,7 +205,7 @@ def targets(y: Any, kind: str, n_samples: int, n_out: int, dtype: np.dtype) -> t
     ------
     TypeError, ValueError
     """
-    y = numeric("y", y)
+    y = numeric(name, y)
     no_labels, no_targets = canonical(np.zeros(0), np.int64), canonical(np.zeros((0, 0)), dtype)
     shapes = f"({n_samples}, {n_out})"
     if kind == "labels":
@@ -201,29 +214,29 @@ def targets(y: Any, kind: str, n_samples: int, n_out: int, dtype: np.dtype) -> t
         shapes = f"({n_samples},) or {shapes}"
     flat_is_right = kind == "labels" or n_out == 1
     if y.shape != (n_samples, n_out) and not (y.shape == (n_samples,) and flat_is_right):
-        raise ValueError(f"y must have shape {shapes} to match X and the network, it has shape {y.shape}")
+        raise ValueError(f"{name} must have shape {shapes} to match X and the network, it has shape {y.shape}")
     if kind == "labels" and y.ndim == 1:
         if y.dtype.kind == "f":
-            raise TypeError(f"y must hold integer class labels, its dtype is {y.dtype}")
+            raise TypeError(f"{name} must hold integer class labels, its dtype is {y.dtype}")
         if y.min() < 0 or y.max() >= n_out:
-            raise ValueError(f"y must hold class labels from 0 to {n_out - 1}, it holds {y.min()} to {y.max()}")
+            raise ValueError(f"{name} must hold class labels from 0 to {n_out - 1}, it holds {y.min()} to {y.max()}")
         return no_targets, canonical(y, np.int64)
-    checked = finite("y", canonical(y.reshape(n_samples, n_out), dtype))
+    checked = finite(name, canonical(y.reshape(n_samples, n_out), dtype))
     if kind != "real" and (checked.min() < 0 or checked.max() > 1):
         raise ValueError(
-            f"y must hold probabilities from 0 to 1 for this loss, it holds {checked.min():g} to {checked.max():g}"
+            f"{name} must hold probabilities from 0 to 1 for this loss, it holds {checked.min():g} to {checked.max():g}"
         )
     if kind == "labels":
         sums = checked.sum(axis=1, dtype=np.float64)
         worst = int(np.argmax(np.abs(sums - 1)))
         if abs(sums[worst] - 1) > 1e-4:
             raise ValueError(
-                f"y must hold probabilities that sum to 1 in each row, row {worst} sums to {sums[worst]:g}"
+                f"{name} must hold probabilities that sum to 1 in each row, row {worst} sums to {sums[worst]:g}"
             )
     return checked, no_labels
 
 
-def weights(sample_weight: Any, n_samples: int, dtype: np.dtype) -> np.ndarray:
+def weights(name: str, sample_weight: Any, n_samples: int, dtype: np.dtype) -> np.ndarray:
     """Check sample weights: (n_samples,) of at least 0 with a sum above 0; None gives an empty array.
 
     Raises
@@ -232,12 +245,12 @@ def weights(sample_weight: Any, n_samples: int, dtype: np.dtype) -> np.ndarray:
     """
     if sample_weight is None:
         return canonical(np.zeros(0), dtype)
-    array = numeric("sample_weight", sample_weight)
+    array = numeric(name, sample_weight)
     if array.shape != (n_samples,):
-        raise ValueError(f"sample_weight must have shape ({n_samples},), it has shape {array.shape}")
-    array = finite("sample_weight", canonical(array, dtype))
+        raise ValueError(f"{name} must have shape ({n_samples},), it has shape {array.shape}")
+    array = finite(name, canonical(array, dtype))
     if array.min() < 0:
-        raise ValueError(f"sample_weight must not be negative, it holds {array.min():g}")
+        raise ValueError(f"{name} must not be negative, it holds {array.min():g}")
     if not array.any():
-        raise ValueError("sample_weight must hold at least one weight above 0, all are 0")
+        raise ValueError(f"{name} must hold at least one weight above 0, all are 0")
     return array

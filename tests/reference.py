@@ -120,7 +120,7 @@ def predict(network, theta, X):
 
 
 def correct(network, theta, X, y):
-    """The share of each sample, (n_samples,), predicted right: most probable class, or outputs' side of 1/2."""
+    """The share of each sample, (n_samples,), predicted right: its top class, or outputs by side of 1/2."""
     p, t = predict(network, theta, X), targets(network, y)
     if network.loss == "cross_entropy":
         return 1.0 * (p.argmax(axis=1) == t.argmax(axis=1))

@@ -18,9 +18,9 @@ SHARED = {f"fastbp.kernels.{name}" for name in ("activations", "losses", "optimi
 
 
 def find_modules() -> dict[str, Path]:
-    """Every module of the source tree by its dotted name; the symlink fastbp/kernels is not followed."""
+    """Every module of the source tree by its dotted name; rglob does not follow the symlink fastbp/kernels."""
     modules = {}
-    for path in [*(ROOT / "fastbp").glob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
+    for path in [*(ROOT / "fastbp").rglob("*.py"), *(ROOT / "kernels").rglob("*.py")]:
         parts = path.relative_to(ROOT).with_suffix("").parts
         name = ".".join(parts if parts[0] == "fastbp" else ("fastbp", *parts))
         modules[name.removesuffix(".__init__")] = path

@@ -9,7 +9,8 @@ from cases import make_case
 from numba.core.runtime import _nrt_python, rtsys
 
 N_SAMPLES = 3200
-SLACK = 12_000  # bytes: the history's numbers, and less than one minibatch's activations or one permutation
+#: Bytes: the history's numbers and what the garbage collector has yet to free; under 500 an epoch or minibatch.
+SLACK = 200_000
 
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
@@ -44,13 +45,15 @@ def compiled_allocations(fit, **settings):
 
 
 def test_memory_does_not_grow_with_epochs(fit):
-    assert peak_memory(fit, epochs=40) < peak_memory(fit, epochs=2) + SLACK
+    assert peak_memory(fit, epochs=402) < peak_memory(fit, epochs=2) + SLACK
 
 
 def test_memory_does_not_grow_with_minibatches(fit):
-    assert peak_memory(fit, epochs=2, batch_size=32) < peak_memory(fit, epochs=2, batch_size=320) + SLACK
+    assert peak_memory(fit, epochs=5, batch_size=32) < peak_memory(fit, epochs=5, batch_size=320) + SLACK
 
 
-def test_minibatches_allocate_nothing(fit):
+def test_minibatches_allocate_nothing(fit, monkeypatch):
+    # Each return to Python wraps the arrays anew: make it two returns, whatever the machine's speed.
+    monkeypatch.setattr("fastbp.mlp.TURN_SECONDS", 1e9)
     counts = {compiled_allocations(fit, epochs=2, batch_size=batch_size) for batch_size in (32, 64, 320)}
     assert len(counts) == 1

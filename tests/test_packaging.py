@@ -25,7 +25,7 @@ REQUIRED = {"numba", "numpy", "safetensors", "tqdm"}
 TRAIN = """
 import numpy as np, fastbp
 X = np.random.default_rng(0).normal(size=(256, 3))
-history = fastbp.MLP((3, 16, 1), random_state=0).fit(X, X @ [1.0, 2.0, 3.0], epochs=20)
+history = fastbp.MLP((3, 16, 1), random_state=0).fit(X, X @ [1.0, 2.0, 3.0], optimizer=fastbp.Adam(0.01), epochs=20)
 assert history.loss[-1] < 0.1 * history.loss[0], history.loss
 """
 PLOT = """
@@ -49,10 +49,10 @@ def run(*command: str | Path, cwd: Path, status: int = 0) -> str:
 
 
 def read_sources() -> dict[str, bytes]:
-    """Every module of the source tree, under the name that it must have in the wheel."""
-    modules = {path: path.relative_to(ROOT) for path in (ROOT / "fastbp").glob("*.py")}
-    modules |= {path: "fastbp" / path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")}
-    return {name.as_posix(): path.read_bytes() for path, name in modules.items()}
+    """Every module of the source tree and the mark that it is typed, under the name that it must have in the wheel."""
+    files = {path: path.relative_to(ROOT) for path in [*(ROOT / "fastbp").rglob("*.py"), ROOT / "fastbp" / "py.typed"]}
+    files |= {path: "fastbp" / path.relative_to(ROOT) for path in (ROOT / "kernels").rglob("*.py")}
+    return {name.as_posix(): path.read_bytes() for path, name in files.items()}
 
 
 @pytest.fixture(scope="module", params=["symlink", "no symlink"])
