@@ -89,6 +89,7 @@ def test_fifty_steps(rng, net, name, dtype):
         pytest.param({"batch_size": 1, "accumulate": 7, "epochs": 10}, id="accumulate online"),
         pytest.param({"batch_size": 8, "accumulate": 100, "epochs": 10}, id="accumulate all"),
         pytest.param({"batch_size": 8, "clip_norm": 0.3, "epochs": 10}, id="clip"),
+        pytest.param({"batch_size": 8, "clip_norm": 1e3, "epochs": 10}, id="nothing to clip"),
         pytest.param({"batch_size": 4, "accumulate": 3, "clip_norm": 0.3, "epochs": 10}, id="accumulate and clip"),
         pytest.param({"batch_size": 8, "schedule": lambda epoch: 0.05 / (1 + epoch), "epochs": 10}, id="schedule"),
     ],
