@@ -5,14 +5,14 @@ import math
 from ..losses import LOSSES
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import routine, select
+from .jit import inlined, routine, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
 from .simd import LINE_BYTES
 
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
-@routine
+@inlined
 def log_sum_exp(z, line, panel_size, width, n_out):
     highest = z[line]
     for k in range(n_out):
@@ -26,7 +26,7 @@ def log_sum_exp(z, line, panel_size, width, n_out):
 def _compile_loss(row):
     value, derivative, softmax = routine(row.value), routine(row.delta), row.softmax
 
-    @routine
+    @inlined
     def row_loss(z, delta, line, panel_size, width, target, weight):
         lse = log_sum_exp(z, line, panel_size, width, target.size) if softmax else z.dtype.type(0)
         loss = 0.0

@@ -3,7 +3,7 @@
 from ..activations import ACTIVATIONS
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import routine, select
+from .jit import inlined, routine, select
 from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import LINE_BYTES
 
@@ -13,7 +13,7 @@ product_plus_bias = make_product(start="bias", finish="store")
 def _compile_activation(row):
     value, derivative = routine(row.value), routine(row.derivative)
 
-    @routine
+    @inlined
     def activate(a, delta, training):
         if training:
             for i in range(a.size):
@@ -31,13 +31,13 @@ def _compile_activation(row):
 activate = select(list(ACTIVATIONS.values()), _compile_activation)
 
 
-@routine
+@inlined
 def sample(data, position):
     """The row of the data at a position of the epoch."""
     return data.order[position] if data.order.size else position
 
 
-@routine
+@inlined
 def gather(data, work, start, first, n_rows):
     """Copy the samples at positions ``first`` to ``first + n_rows`` into the panels at ``a[start]``."""
     n_in = data.X.shape[1]
@@ -50,7 +50,7 @@ def gather(data, work, start, first, n_rows):
                 work.a[line + lane] = x[panel * width + lane]
 
 
-@routine
+@inlined
 def drop(a, delta, width, rate, key, first, n_rows):
     """Inverted dropout: zero each of a panel's activations with probability ``rate``, scale the others up.
 
@@ -102,7 +102,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                 drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
 
 
-@routine
+@inlined
 def block_start(layers, work, block):
     """Where a block's activations, and deltas, start."""
     width = LINE_BYTES // work.a.itemsize

@@ -9,7 +9,7 @@ from functools import cache
 from ..optimizers import OPTIMIZERS
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
-from .jit import routine, select
+from .jit import inlined, routine, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
 from .simd import LINE_BYTES, VECTORS
 
@@ -18,47 +18,59 @@ WIDE = VECTORS.panels
 
 
 @routine
-def _load_nothing(slots, i):
+def _no_views(slots, start, stop):
     return ()
 
 
 @routine
-def _store_nothing(slots, i, values):
+def _load_nothing(views, i):
+    return ()
+
+
+@routine
+def _store_nothing(views, i, values):
     pass
 
 
 @cache
 def _slot_access(n_slots):
-    """``load(slots, i)`` and ``store(slots, i, values)`` for tuples of ``n_slots`` numbers."""
+    """``view(slots, start, stop)``, ``load(views, i)`` and ``store(views, i, values)`` for tuples of ``n_slots``."""
     if n_slots == 0:
-        return _load_nothing, _store_nothing
+        return _no_views, _load_nothing, _store_nothing
     last = n_slots - 1
-    load_others, store_others = _slot_access(last)
+    view_others, load_others, store_others = _slot_access(last)
 
-    @routine
-    def load(slots, i):
-        return (*load_others(slots, i), slots[last, i])
+    @inlined
+    def view(slots, start, stop):
+        return (*view_others(slots, start, stop), slots[last][start:stop])
 
-    @routine
-    def store(slots, i, values):
-        store_others(slots, i, values)
-        slots[last, i] = values[last]
+    @inlined
+    def load(views, i):
+        return (*load_others(views, i), views[last][i])
 
-    return load, store
+    @inlined
+    def store(views, i, values):
+        store_others(views, i, values)
+        views[last][i] = values[last]
+
+    return view, load, store
 
 
 _compile = cache(routine)
 
 
 def _compile_update(row):
-    rule, (load, store) = routine(row.update), _slot_access(row.n_slots)
+    rule, (view, load, store) = routine(row.update), _slot_access(row.n_slots)
 
-    @routine
+    @inlined
     def update(W, slots, start, grad, h):
+        # Views that begin at 0: an index that might be negative would keep the loop from being vectorised.
+        W = W[start : start + grad.size]
+        views = view(slots, start, start + grad.size)
         for i in range(grad.size):
-            theta, values = rule(W[start + i], grad[i], load(slots, start + i), h)
-            W[start + i] = theta
-            store(slots, start + i, values)
+            theta, values = rule(W[i], grad[i], load(views, i), h)
+            W[i] = theta
+            store(views, i, values)
 
     return update
 
@@ -78,13 +90,13 @@ def step_scalars(optimizer, work, thread, learning_rate, step):
     return number(h[0]), number(h[1]), number(h[2]), number(h[3]), number(h[4]), number(h[5])
 
 
-@routine
+@inlined
 def tiles_down(layer, bias):
     """Tiles of one column of a layer's grid: those over n_in, then the bias."""
     return (layer[N_IN] + TALL - 1) // TALL + bias
 
 
-@routine
+@inlined
 def sum_tile(layer, work, block_size, n_rows, group, first, count, thread):
     """Sum rows ``first`` to ``first + count`` of grad_W over the minibatch, for one group of panels.
 
@@ -148,7 +160,7 @@ def gradient(network, parameters, work, optimizer, h, n_rows, is_first, is_last,
         begin, end = begin - n_tiles, end - n_tiles
 
 
-@routine
+@inlined
 def panel_of(layers, number, width):
     """The layer and panel with this number, counted through all layers, and where it starts and ends in W."""
     depth = 0

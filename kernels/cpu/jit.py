@@ -10,15 +10,21 @@ from numba import njit
 from .simd import switch
 
 
-def _compile(function: Callable, cache: bool) -> Callable:
+def _compile(function: Callable, **options: bool) -> Callable:
     # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
     # a function in the library that it was first compiled into, and so on which entry point ran first.
-    return njit(error_model="numpy", nogil=True, cache=cache)(function)
+    # No reference counts: a kernel borrows its arrays, cannot allocate, and pays no atomic for passing one on.
+    return njit(error_model="numpy", nogil=True, _nrt=False, **options)(function)
 
 
 def routine(function: Callable) -> Callable:
     """Compile a function that other kernels call; it becomes part of their code."""
-    return _compile(function, cache=False)
+    return _compile(function)
+
+
+def inlined(function: Callable) -> Callable:
+    """Compile a function into its callers: a call would pass each array of a structure by eight words."""
+    return _compile(function, forceinline=True)
 
 
 def _digest() -> str:

@@ -16,8 +16,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import entry, routine
-from .simd import LINE_BYTES, VECTORS
+from .jit import entry, inlined, routine
+from .simd import LINE_BYTES, VECTORS, make_transpose
 
 # Columns of Network.layers.
 N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION = range(8)
@@ -135,7 +135,7 @@ def layer_table(layer_sizes, activations, bias: bool, dtype) -> tuple[np.ndarray
     return np.array(rows, np.int64), w, wt, node + round_up(layer_sizes[-1], width)
 
 
-@routine
+@inlined
 def n_panels(n, width):
     return (n + width - 1) // width
 
@@ -164,17 +164,25 @@ def unpack(layers, bias, panels, theta):
                 theta[row[THETA] + i * n_out + j] = panels[line + j % width]
 
 
-@routine
+transpose_lines = make_transpose(VECTORS.columns)
+
+
+@inlined
 def transpose_rows(parameters, layer, panel, first, last):
-    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT."""
+    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT; ``first`` is that of a gradient's tile."""
     width = LINE_BYTES // parameters.W.itemsize
     n_in, n_out = layer[N_IN], layer[N_OUT]
     lanes = min(width, n_out - panel * width)
-    for i in range(first, last):
+    step = VECTORS.columns
+    for i in range(first, last, step):
         line = layer[W] + (panel * (n_in + 1) + i) * width
         column = layer[WT] + (i // width * n_out + panel * width) * width + i % width
-        for lane in range(lanes):
-            parameters.WT[column + lane * width] = parameters.W[line + lane]
+        if i + step <= last and lanes == width:
+            transpose_lines((parameters.W, line), (parameters.WT, column))
+        else:
+            for row in range(min(step, last - i)):
+                for lane in range(lanes):
+                    parameters.WT[column + lane * width + row] = parameters.W[line + row * width + lane]
 
 
 @entry

@@ -93,7 +93,7 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
     @intrinsic
     def tile(typingctx, code, a, b, c, depth, run):
         def codegen(context, builder, signature, args):
-            emitter = _TileEmitter(context, builder, signature.args[1].types[0].dtype)
+            emitter = _Emitter(context, builder, signature.args[1].types[0].dtype)
             a, b, c = (emitter.fields(value, kind) for value, kind in zip(args[1:4], signature.args[1:4], strict=True))
             done = builder.append_basic_block("done")
             other = builder.append_basic_block("other")
@@ -114,8 +114,8 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
     return tile
 
 
-class _TileEmitter:
-    """Writes the IR of tiles for one element type at a builder's position."""
+class _Emitter:
+    """Writes vector IR for one element type at a builder's position."""
 
     def __init__(self, context, builder, element):
         self.context, self.builder = context, builder
@@ -148,15 +148,26 @@ class _TileEmitter:
         return self.builder.load(pointer, align=self.itemsize, typ=self.vector)
 
     def store(self, value, pointer):
-        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        pointer = self.builder.bitcast(pointer, value.type.as_pointer())
         self.builder.store(value, pointer, align=self.itemsize)
 
     def broadcast(self, pointer):
         scalar = self.builder.load(pointer, align=self.itemsize, typ=self.number)
         int32 = ir.IntType(32)
         one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, int32(0))
-        everywhere = ir.Constant(ir.VectorType(int32, self.lanes), [0] * self.lanes)
-        return self.builder.shuffle_vector(one, one, everywhere)
+        return self.shuffle(one, one, [0] * self.lanes)
+
+    def shuffle(self, a, b, lanes):
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+
+    def interleave(self, a, b, half):
+        """a[0], b[0], a[1], b[1], ... of the lower or upper half of two vectors."""
+        first = half * self.lanes // 2
+        pairs = ((k, k + self.lanes) for k in range(first, first + self.lanes // 2))
+        return self.shuffle(a, b, [k for pair in pairs for k in pair])
+
+    def extract(self, vector, first, count):
+        return self.shuffle(vector, vector, list(range(first, first + count)))
 
     def phi(self, kind, incoming, block):
         node = self.builder.phi(kind)
@@ -230,6 +241,41 @@ class _TileEmitter:
         targets = [pointer for row in range(shape.height) for pointer in line(c_first, c_panel, row)]
         for pointer, value in zip(targets, results, strict=True):
             self.store(builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
+
+
+def make_transpose(height: int) -> Callable:
+    """Make an intrinsic ``transpose(source, target)`` of ``height`` lines, a power of two.
+
+    ``source = (array, start)`` are successive lines of a panel; they become the columns of as many lines of the target
+    as a panel is wide: ``target = (array, start)``, element (lane, line) at ``start + lane * width + line``.
+    """
+
+    @intrinsic
+    def transpose(typingctx, source, target):
+        def codegen(context, builder, signature, args):
+            emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
+            (a_data, a_start), (b_data, b_start) = (
+                emitter.fields(value, kind) for value, kind in zip(args, signature.args, strict=True)
+            )
+            lanes, width = emitter.lanes, emitter.width
+            for part in range(0, width, lanes):
+                vectors = [
+                    emitter.load(emitter.at(a_data, a_start, line * width + part)) for line in range(height)
+                ]
+                # Interleaving the first half with the second moves the top bit of an element's line to the bottom of
+                # its position; once per bit of the line number, and lines have become columns.
+                for _ in range(height.bit_length() - 1):
+                    halves = zip(vectors[: height // 2], vectors[height // 2 :], strict=True)
+                    vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
+                for lane in range(lanes):
+                    vector, first = divmod(lane * height, lanes)
+                    line = emitter.extract(vectors[vector], first, min(height, lanes))
+                    emitter.store(line, emitter.at(b_data, b_start, (part + lane) * width))
+            return context.get_dummy_value()
+
+        return types.void(source, target), codegen
+
+    return transpose
 
 
 def switch(routines: dict[int, Callable]) -> Callable:

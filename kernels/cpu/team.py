@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from .jit import routine
+from .jit import inlined, routine
 from .simd import atomic_add, atomic_load, relax, yield_thread
 
 # Words of the barrier, each on a cache line of its own.
@@ -15,7 +15,7 @@ ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
 SPINS = 400
 
 
-@routine
+@inlined
 def barrier(sync, n_threads):
     """Wait until all threads of the team are here; what they wrote before is then seen by all."""
     if n_threads == 1:
