@@ -7,11 +7,12 @@ Each function also receives ``lse``, the row's log(sum_k exp(z_k)) where the row
 the loss couples its outputs by a softmax, and zero elsewhere.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
+
+from .elementary import exp, logistic, softplus
 
 
 class Loss(NamedTuple):
@@ -49,16 +50,16 @@ def cross_entropy(z, t, lse):
 
 
 def cross_entropy_delta(z, t, lse):
-    return math.exp(z - lse) - t
+    return exp(z - lse) - t
 
 
 def binary_cross_entropy(z, t, lse):
     """-t log s - (1 - t) log(1 - s), s = logistic(z), as softplus(z) - t z in a form that cannot overflow."""
-    return max(z, type(z)(0)) + math.log1p(math.exp(-abs(z))) - t * z
+    return softplus(z) - t * z
 
 
 def binary_cross_entropy_delta(z, t, lse):
-    return type(z)(1) / (type(z)(1) + math.exp(-z)) - t
+    return logistic(z) - t
 
 
 def identity_link(z):

@@ -1,46 +1,94 @@
 """Loss and delta recursion of a block of rows: delta[l-1] = (delta[l] @ W[l].T) * f'(z[l-1])."""
 
-import math
+import numpy as np
 
+from ..elementary import exp, log
 from ..losses import LOSSES
 from .forward import block_start, sample
 from .gemm import make_product
 from .jit import inlined, routine, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
-from .simd import LINE_BYTES
+from .simd import LINE_BYTES, max_line, sum_line
 
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
 @inlined
-def log_sum_exp(z, line, panel_size, width, n_out):
-    highest = z[line]
-    for k in range(n_out):
-        highest = max(highest, z[line + k // width * panel_size + k % width])
-    total = z.dtype.type(0)
-    for k in range(n_out):
-        total += math.exp(z[line + k // width * panel_size + k % width] - highest)
-    return highest + math.log(total)
+def fill_line(array, start, value):
+    """Set one whole line of a panel."""
+    line = array[start : start + LINE_BYTES // array.itemsize]
+    for lane in range(line.size):
+        line[lane] = value
+
+
+@routine
+def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
+    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line; z starts at the first panel.
+
+    The lines of ``scratch`` and ``rows`` are overwritten.
+    """
+    width = LINE_BYTES // z.itemsize
+    number = z.dtype.type
+    highest, total = rows[0], rows[1]
+    for r in range(n_rows):
+        highest[r], total[r] = -np.inf, 0
+    for panel in range(n_panels(n_out, width)):
+        lanes = n_out - panel * width
+        z_panel = z[panel * panel_size : panel * panel_size + n_rows * width]
+        for i in range(z_panel.size):
+            scratch[i] = z_panel[i] if (i & (width - 1)) < lanes else number(-np.inf)
+        for r in range(n_rows):
+            highest[r] = max(highest[r], max_line(((scratch, r * width),)))
+    for r in range(n_rows):
+        fill_line(lse, r * width, highest[r])
+    for panel in range(n_panels(n_out, width)):
+        lanes = n_out - panel * width
+        z_panel = z[panel * panel_size : panel * panel_size + n_rows * width]
+        for i in range(z_panel.size):
+            scratch[i] = exp(z_panel[i] - lse[i]) if (i & (width - 1)) < lanes else number(0)
+        for r in range(n_rows):
+            total[r] += sum_line(((scratch, r * width),))
+    for r in range(n_rows):
+        total[r] = highest[r] + log(total[r])
+    for r in range(n_rows):
+        fill_line(lse, r * width, total[r])
 
 
 def _compile_loss(row):
-    value, derivative, softmax = routine(row.value), routine(row.delta), row.softmax
+    value, derivative = routine(row.value), routine(row.delta)
 
-    @inlined
-    def row_loss(z, delta, line, panel_size, width, target, weight):
-        lse = log_sum_exp(z, line, panel_size, width, target.size) if softmax else z.dtype.type(0)
-        loss = 0.0
-        for k in range(target.size):
-            at = line + k // width * panel_size + k % width
-            loss += value(z[at], target[k], lse)
-            delta[at] = weight * derivative(z[at], target[k], lse)
-        return loss
+    @routine
+    def panel_loss(z, target, lse, weight, loss, delta, lanes):
+        width = LINE_BYTES // z.itemsize
+        number = z.dtype.type
+        for i in range(z.size):
+            inside = (i & (width - 1)) < lanes
+            loss[i] = weight[i] * value(z[i], target[i], lse[i]) if inside else number(0)
+            delta[i] = weight[i] * derivative(z[i], target[i], lse[i]) if inside else number(0)
 
-    return row_loss
+    return panel_loss
 
 
-#: ``row_loss(code, (z, delta, line, panel_size, width, target, weight))``: a row's loss; weight times its delta.
-row_loss = select(list(LOSSES.values()), _compile_loss)
+#: ``panel_loss(code, (z, target, lse, weight, loss, delta, lanes))``: loss and delta, times weight, of the first
+#: ``lanes`` lanes of a panel's lines, and zero in the others; all arrays are as long as z.
+panel_loss = select(list(LOSSES.values()), _compile_loss)
+
+
+@inlined
+def fill_targets(data, first, n_rows, column, lanes, width, target):
+    """The targets of samples at positions ``first`` to ``first + n_rows``, from ``column`` on, as lines of a panel."""
+    number = target.dtype.type
+    for r in range(n_rows):
+        n = sample(data, first + r)
+        if data.labels.size:
+            fill_line(target, r * width, number(0))
+            label = data.labels[n] - column
+            if 0 <= label < width:
+                target[r * width + label] = number(1)
+        else:
+            line, row = target[r * width : (r + 1) * width], data.targets[n][column:]
+            for lane in range(min(lanes, width)):
+                line[lane] = row[lane]
 
 
 @routine
@@ -53,24 +101,28 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     layer = layers[len(layers) - 1]
     n_out = layer[N_OUT]
     width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
     start = block_start(layers, work, block) + layer[NODE_OUT] * work.block_rows
-    target = work.target[thread, :n_out]
+    number = work.a.dtype.type
+    size = n_rows * width
+    lines, rows = work.lines[thread], work.rows[thread]
+    target, lse, weight, loss = lines[0][:size], lines[1][:size], lines[2][:size], lines[3][:size]
+    if network.softmax:
+        log_sum_exp(work.a[start:], panel_size, n_rows, n_out, lse, loss, rows)
+    sums = work.loss[block * work.block_rows : block * work.block_rows + n_rows]
     for r in range(n_rows):
-        n = sample(data, first + position + r)
-        if data.labels.size:
-            for k in range(n_out):
-                target[k] = data.labels[n] == k
-        else:
-            for k in range(n_out):
-                target[k] = data.targets[n, k]
-        weight = work.a.dtype.type(scale)
+        share = number(scale)
         if data.weight.size:
-            weight *= data.weight[n]
-        loss = row_loss(
-            network.loss,
-            (work.a, work.delta, start + r * width, work.block_rows * width, width, target, weight),
-        )
-        work.loss[block * work.block_rows + r] = loss * weight
+            share *= data.weight[sample(data, first + position + r)]
+        fill_line(weight, r * width, share)
+        sums[r] = 0.0
+    for panel in range(n_panels(n_out, width)):
+        begin, lanes = start + panel * panel_size, n_out - panel * width
+        fill_targets(data, first + position, n_rows, panel * width, lanes, width, target)
+        z, delta = work.a[begin : begin + size], work.delta[begin : begin + size]
+        panel_loss(network.loss, (z, target, lse, weight, loss, delta, lanes))
+        for r in range(n_rows):
+            sums[r] += sum_line(((loss, r * width),))
 
 
 @routine

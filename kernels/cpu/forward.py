@@ -5,7 +5,7 @@ from ..random import fold, uniform
 from .gemm import make_product
 from .jit import inlined, routine, select
 from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES
+from .simd import LINE_BYTES, copy_line
 
 product_plus_bias = make_product(start="bias", finish="store")
 
@@ -42,12 +42,17 @@ def gather(data, work, start, first, n_rows):
     """Copy the samples at positions ``first`` to ``first + n_rows`` into the panels at ``a[start]``."""
     n_in = data.X.shape[1]
     width = LINE_BYTES // work.a.itemsize
+    whole = n_in // width
     for r in range(n_rows):
         x = data.X[sample(data, first + r)]
-        for panel in range(n_panels(n_in, width)):
-            line = start + (panel * work.block_rows + r) * width
-            for lane in range(min(width, n_in - panel * width)):
-                work.a[line + lane] = x[panel * width + lane]
+        line = start + r * width
+        for panel in range(whole):
+            copy_line(((x, panel * width), (work.a, line + panel * work.block_rows * width)))
+        rest = x[whole * width :]
+        line += whole * work.block_rows * width
+        target = work.a[line : line + rest.size]
+        for lane in range(rest.size):
+            target[lane] = rest[lane]
 
 
 @inlined

@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from .jit import entry, inlined, routine
+from .jit import entry, inlined
 from .simd import LINE_BYTES, VECTORS, make_transpose
 
 # Columns of Network.layers.
@@ -36,6 +36,8 @@ class Network(NamedTuple):
         start, and the activation's code (-1 for the output layer).
     loss : int
         Code of the loss.
+    softmax : int
+        1 if the loss couples the outputs of a row by a softmax, else 0.
     bias : int
         1 if layers have a bias, else 0.
     dropout : float64 (n_layers,)
@@ -46,6 +48,7 @@ class Network(NamedTuple):
 
     layers: np.ndarray
     loss: int
+    softmax: int
     bias: int
     dropout: np.ndarray
     seed: np.uint64
@@ -84,8 +87,10 @@ class Workspace(NamedTuple):
         A panel of ones: the "activation" that a bias multiplies.
     tile : 2-D (n_threads, ...)
         Each thread's gradient tile.
-    target : 2-D (n_threads, ...)
-        Each thread's target row.
+    lines : 3-D (n_threads, 4, ...)
+        Each thread's targets, log-sum-exps, weights and losses of a panel.
+    rows : 3-D (n_threads, 2, block_rows)
+        Each thread's numbers by row.
     scalars : float64 (n_threads, 8)
         Each thread's optimizer scalars of a step.
     sync : int64
@@ -98,7 +103,8 @@ class Workspace(NamedTuple):
     loss: np.ndarray
     ones: np.ndarray
     tile: np.ndarray
-    target: np.ndarray
+    lines: np.ndarray
+    rows: np.ndarray
     scalars: np.ndarray
     sync: np.ndarray
     block_rows: int

@@ -20,8 +20,10 @@ from .team import Team
 
 #: Rows of a block at most: enough to use each line of weights many times, few enough to stay in L2.
 BLOCK_ROWS = 48
-#: A chunk's activations and deltas take at most this much memory, however large the batch.
-CHUNK_BYTES = 64 << 20
+#: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...
+CACHE_BYTES = 1 << 20
+#: ... unless the gradient, which is then added up in memory, would weigh more than a quarter of them.
+GRADIENT_SHARE = 4
 #: A thread is worth its barriers from this many floating-point operations per update on.
 FLOPS_PER_THREAD = 1_000_000
 
@@ -64,10 +66,12 @@ class Session:
         layers, w_size, wt_size, lanes = layout.layer_table(topology.layer_sizes, codes, topology.bias, dtype)
         dropout = np.full(len(layers), topology.dropout)
         dropout[-1] = 0.0
+        loss = LOSSES[topology.loss]
         self.network = Network(
-            layers, LOSSES[topology.loss].code, int(topology.bias), dropout, np.uint64(topology.seed)
+            layers, loss.code, int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
         )
-        chunk_rows = min(batch_rows, max(BLOCK_ROWS, CHUNK_BYTES // (2 * lanes * dtype.itemsize)))
+        chunk_rows = max(CACHE_BYTES // (2 * lanes * dtype.itemsize), GRADIENT_SHARE * topology.n_parameters // lanes)
+        chunk_rows = min(batch_rows, round_up(chunk_rows, 2 * BLOCK_ROWS))
         self.n_threads = threads or max(1, min(os.cpu_count() or 1, topology.flops(chunk_rows) // FLOPS_PER_THREAD))
         share = round_up(-(-chunk_rows // self.n_threads), layout.ROW_STEP)
         block_rows = min(BLOCK_ROWS, share)
@@ -76,14 +80,14 @@ class Session:
             idle = _idle_teams[self.n_threads]
             self._team = idle.pop() if idle else Team(self.n_threads)
         tile_size = VECTORS.panels * COLUMN_HEIGHTS[0] * width
-        target_size = round_up(topology.layer_sizes[-1], width)
         self.work = Workspace(
             a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
             ones=np.ones(block_rows * width, dtype),
             tile=aligned_zeros(self.n_threads * tile_size, dtype).reshape(self.n_threads, tile_size),
-            target=aligned_zeros(self.n_threads * target_size, dtype).reshape(self.n_threads, target_size),
+            lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
+            rows=np.zeros((self.n_threads, 2, block_rows), dtype),
             scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
             sync=self._team.sync,
             block_rows=block_rows,

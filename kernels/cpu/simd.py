@@ -243,6 +243,64 @@ class _Emitter:
             self.store(builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
 
 
+def _line_intrinsic(emit: Callable, result: bool) -> Callable:
+    """An intrinsic ``f(*places)`` on whole lines; a place is ``(array, start)``.
+
+    ``emit(emitter, *pointers)`` returns the result, an element, if there is one.
+    """
+
+    @intrinsic
+    def line(typingctx, places):
+        element = places[0].types[0].dtype
+
+        def codegen(context, builder, signature, args):
+            emitter = _Emitter(context, builder, element)
+            pointers = []
+            for value, kind in zip(cgutils.unpack_tuple(builder, args[0]), signature.args[0], strict=True):
+                data, start = emitter.fields(value, kind)
+                pointers.append(emitter.at(data, start))
+            value = emit(emitter, *pointers)
+            return value if result else context.get_dummy_value()
+
+        return (element if result else types.void)(places), codegen
+
+    return line
+
+
+def _emit_copy(emitter, source, target):
+    for lane in range(0, emitter.width, emitter.lanes):
+        emitter.store(emitter.load(emitter.at(source, lane)), emitter.at(target, lane))
+
+
+def _make_reduction(combine: Callable) -> Callable:
+    """Reduce a line to one element, halving it again and again: an order that vectors can keep."""
+
+    def emit(emitter, source):
+        parts = [emitter.load(emitter.at(source, lane)) for lane in range(0, emitter.width, emitter.lanes)]
+        while len(parts) > 1:
+            half = len(parts) // 2
+            parts = [combine(emitter.builder, a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+        (vector,) = parts
+        half = emitter.lanes // 2
+        while half:
+            upper = emitter.shuffle(vector, vector, [(k + half) % emitter.lanes for k in range(emitter.lanes)])
+            vector = combine(emitter.builder, vector, upper)
+            half //= 2
+        return emitter.builder.extract_element(vector, ir.IntType(32)(0))
+
+    return emit
+
+
+#: ``copy_line((source, target))``
+copy_line = _line_intrinsic(_emit_copy, result=False)
+#: ``sum_line((source,))``
+sum_line = _line_intrinsic(_make_reduction(lambda builder, a, b: builder.fadd(a, b)), result=True)
+#: ``max_line((source,))``; NaN counts for nothing or for all.
+max_line = _line_intrinsic(
+    _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)), result=True
+)
+
+
 def make_transpose(height: int) -> Callable:
     """Make an intrinsic ``transpose(source, target)`` of ``height`` lines, a power of two.
 
@@ -259,9 +317,7 @@ def make_transpose(height: int) -> Callable:
             )
             lanes, width = emitter.lanes, emitter.width
             for part in range(0, width, lanes):
-                vectors = [
-                    emitter.load(emitter.at(a_data, a_start, line * width + part)) for line in range(height)
-                ]
+                vectors = [emitter.load(emitter.at(a_data, a_start, line * width + part)) for line in range(height)]
                 # Interleaving the first half with the second moves the top bit of an element's line to the bottom of
                 # its position; once per bit of the line number, and lines have become columns.
                 for _ in range(height.bit_length() - 1):

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from .jit import inlined, routine
+from .jit import inlined
 from .simd import atomic_add, atomic_load, relax, yield_thread
 
 # Words of the barrier, each on a cache line of its own.
