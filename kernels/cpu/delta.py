@@ -57,7 +57,6 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
 def _compile_loss(row):
     value, derivative = routine(row.value), routine(row.delta)
 
-    @routine
     def panel_loss(z, target, lse, weight, loss, delta, lanes):
         width = LINE_BYTES // z.itemsize
         number = z.dtype.type
@@ -66,7 +65,7 @@ def _compile_loss(row):
             loss[i] = weight[i] * value(z[i], target[i], lse[i]) if inside else number(0)
             delta[i] = weight[i] * derivative(z[i], target[i], lse[i]) if inside else number(0)
 
-    return panel_loss
+    return routine(panel_loss, row.value.__name__)
 
 
 #: ``panel_loss(code, (z, target, lse, weight, loss, delta, lanes))``: loss and delta, times weight, of the first

@@ -15,7 +15,7 @@ from .forward import block_start, forward
 from .gradient import clipped_update, gradient, square_norms, step_scalars
 from .jit import entry, routine
 from .layout import N_OUT, NODE_OUT, n_panels, unpack
-from .simd import LINE_BYTES
+from .simd import LINE_BYTES, flush_subnormals, restore_subnormals
 from .team import barrier
 
 # Words of Run.cursor.
@@ -143,6 +143,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
     Preconditions: WT is the transpose of W; ``parameters.grad`` is as long as W if an update has more than
     ``chunk_rows`` rows or the optimizer is not fused.
     """
+    control = flush_subnormals()
     n_samples = len(data.X)
     epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
     loss_sum = run.loss[-1]
@@ -186,6 +187,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
         run.cursor[DIVERGED] = diverged
         run.loss[-1] = loss_sum
+    restore_subnormals(control)
 
 
 @entry
@@ -194,6 +196,7 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
 
     An empty ``z`` or ``losses`` is not wanted.
     """
+    control = flush_subnormals()
     layer = network.layers[len(network.layers) - 1]
     width = LINE_BYTES // work.a.itemsize
     start = block_start(network.layers, work, thread) + layer[NODE_OUT] * work.block_rows
@@ -211,3 +214,4 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
             output_delta(network, data, work, thread, first, 0, rows, 1.0, thread)
             for r in range(rows):
                 losses[first + r] = work.loss[thread * work.block_rows + r]
+    restore_subnormals(control)

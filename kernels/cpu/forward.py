@@ -13,7 +13,6 @@ product_plus_bias = make_product(start="bias", finish="store")
 def _compile_activation(row):
     value, derivative = routine(row.value), routine(row.derivative)
 
-    @inlined
     def activate(a, delta, training):
         if training:
             for i in range(a.size):
@@ -24,7 +23,7 @@ def _compile_activation(row):
             for i in range(a.size):
                 a[i] = value(a[i])
 
-    return activate
+    return inlined(activate, row.value.__name__)
 
 
 #: ``activate(code, (a, delta, training))``: z to f(z) in place, and f'(z) into delta, where the recursion wants it.

@@ -24,7 +24,6 @@ def make_product(start, finish):
     tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
     widest = VECTORS.panels
 
-    @routine
     def product(a, b, c, depth, n_rows, n_panels):
         a_array, a_start, a_panel = a
         b_array, b_start, b_panel = b
@@ -42,7 +41,7 @@ def make_product(start, finish):
                 tile(8 * height + panels, rows, weights, out, depth, width)
                 row += height
 
-    return product
+    return routine(product, f"{start}, {finish}")
 
 
 column_tile = make_tile(_shapes(COLUMN_HEIGHTS), "column", "zero", "store")

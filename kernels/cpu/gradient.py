@@ -40,19 +40,17 @@ def _slot_access(n_slots):
     last = n_slots - 1
     view_others, load_others, store_others = _slot_access(last)
 
-    @inlined
     def view(slots, start, stop):
         return (*view_others(slots, start, stop), slots[last][start:stop])
 
-    @inlined
     def load(views, i):
         return (*load_others(views, i), views[last][i])
 
-    @inlined
     def store(views, i, values):
         store_others(views, i, values)
         views[last][i] = values[last]
 
+    view, load, store = (inlined(function, str(n_slots)) for function in (view, load, store))
     return view, load, store
 
 
@@ -62,7 +60,6 @@ _compile = cache(routine)
 def _compile_update(row):
     rule, (view, load, store) = routine(row.update), _slot_access(row.n_slots)
 
-    @inlined
     def update(W, slots, start, grad, h):
         # Views that begin at 0: an index that might be negative would keep the loop from being vectorised.
         W = W[start : start + grad.size]
@@ -72,7 +69,7 @@ def _compile_update(row):
             W[i] = theta
             store(views, i, values)
 
-    return update
+    return inlined(update, row.update.__name__)
 
 
 #: ``update(code, (W, slots, start, grad, h))``: the optimizer on ``grad.size`` parameters from ``W[start]``.

@@ -9,22 +9,31 @@ from numba import njit
 
 from .simd import switch
 
+_names: set[str] = set()
 
-def _compile(function: Callable, **options: bool) -> Callable:
+
+def _compile(function: Callable, variant: str = "", **options: bool) -> Callable:
+    # In machine code from the disk cache a function is known by its name, and the first one of a name serves all: two
+    # closures of one name, cached by two processes, would be taken for each other.
+    function.__qualname__ += variant and f"[{variant}]"
+    name = f"{function.__module__}.{function.__qualname__}"
+    if name in _names:
+        raise RuntimeError(f"{name} is compiled twice: give its variants names of their own")
+    _names.add(name)
     # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
     # a function in the library that it was first compiled into, and so on which entry point ran first.
     # No reference counts: a kernel borrows its arrays, cannot allocate, and pays no atomic for passing one on.
     return njit(error_model="numpy", nogil=True, _nrt=False, **options)(function)
 
 
-def routine(function: Callable) -> Callable:
-    """Compile a function that other kernels call; it becomes part of their code."""
-    return _compile(function)
+def routine(function: Callable, variant: str = "") -> Callable:
+    """Compile a function that other kernels call; it becomes part of their code. Closures need a ``variant``."""
+    return _compile(function, variant)
 
 
-def inlined(function: Callable) -> Callable:
+def inlined(function: Callable, variant: str = "") -> Callable:
     """Compile a function into its callers: a call would pass each array of a structure by eight words."""
-    return _compile(function, forceinline=True)
+    return _compile(function, variant, forceinline=True)
 
 
 def _digest() -> str:

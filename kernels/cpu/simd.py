@@ -8,7 +8,7 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
-from numba.extending import intrinsic
+from numba.extending import intrinsic, register_jitable
 
 #: A panel is one cache line wide on every processor: 16 float32 or 8 float64.
 LINE_BYTES = 64
@@ -401,24 +401,100 @@ def atomic_load(typingctx, array, position):
     return types.int64(array, types.int64), codegen
 
 
+def _architecture() -> str:
+    triple = llvmlite.binding.get_default_triple()
+    for prefix, name in (("x86_64", "x86"), ("aarch64", "aarch64"), ("arm64", "aarch64")):
+        if triple.startswith(prefix):
+            return name
+    return "other"
+
+
+def _call(builder, name, result, *arguments):
+    kind = ir.FunctionType(result, [argument.type for argument in arguments])
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), arguments)
+
+
 @intrinsic
 def relax(typingctx):
     """Tell the processor that this is a spinning loop."""
 
     def codegen(context, builder, signature, args):
-        triple = llvmlite.binding.get_default_triple()
-        void, hint = ir.VoidType(), ir.IntType(32)
-        if triple.startswith("x86"):
-            kind = ir.FunctionType(void, [])
-            builder.call(cgutils.get_or_insert_function(builder.module, kind, "llvm.x86.sse2.pause"), [])
-        elif triple.startswith(("aarch64", "arm64")):
-            kind = ir.FunctionType(void, [hint])
-            yield_hint = cgutils.get_or_insert_function(builder.module, kind, "llvm.aarch64.hint")
-            builder.call(yield_hint, [hint(1)])
+        if _architecture() == "x86":
+            _call(builder, "llvm.x86.sse2.pause", ir.VoidType())
+        elif _architecture() == "aarch64":
+            _call(builder, "llvm.aarch64.hint", ir.VoidType(), ir.IntType(32)(1))
         return context.get_dummy_value()
 
     return types.void(), codegen
 
 
-#: Give the processor to another thread.
-yield_thread = types.ExternalFunction("SwitchToThread" if os.name == "nt" else "sched_yield", types.int32())
+#: Intrinsics to read and write the floating-point control word, the bits that flush subnormals, and its type.
+_FLOAT_CONTROL = {
+    "x86": (("llvm.x86.sse.stmxcsr", "llvm.x86.sse.ldmxcsr"), 0x8040, ir.IntType(32)),
+    "aarch64": (("llvm.aarch64.get.fpcr", "llvm.aarch64.set.fpcr"), 1 << 24, ir.IntType(64)),
+}
+
+
+def _read_float_control(builder):
+    architecture = _architecture()
+    if architecture not in _FLOAT_CONTROL:
+        return None
+    (read, _), _, kind = _FLOAT_CONTROL[architecture]
+    if architecture == "x86":  # through memory
+        place = cgutils.alloca_once(builder, kind)
+        _call(builder, read, ir.VoidType(), place)
+        return builder.load(place)
+    return _call(builder, read, kind)
+
+
+def _write_float_control(builder, state):
+    (_, write), _, kind = _FLOAT_CONTROL[_architecture()]
+    if _architecture() == "x86":
+        place = cgutils.alloca_once(builder, kind)
+        builder.store(state, place)
+        state = place
+    _call(builder, write, ir.VoidType(), state)
+
+
+@intrinsic
+def flush_subnormals(typingctx):
+    """Have this thread treat subnormal numbers as zero; returns the former state.
+
+    Adam's moments of a parameter whose gradient has vanished decay into them, and each would cost some 100 cycles.
+    """
+
+    def codegen(context, builder, signature, args):
+        state = _read_float_control(builder)
+        if state is None:
+            return context.get_constant(types.int64, 0)
+        _, bits, kind = _FLOAT_CONTROL[_architecture()]
+        _write_float_control(builder, builder.or_(state, kind(bits)))
+        return builder.zext(state, ir.IntType(64)) if kind.width < 64 else state
+
+    return types.int64(), codegen
+
+
+@intrinsic
+def restore_subnormals(typingctx, state):
+    """Undo `flush_subnormals`."""
+
+    def codegen(context, builder, signature, args):
+        if _architecture() in _FLOAT_CONTROL:
+            _, _, kind = _FLOAT_CONTROL[_architecture()]
+            _write_float_control(builder, builder.trunc(args[0], kind) if kind.width < 64 else args[0])
+        return context.get_dummy_value()
+
+    return types.void(types.int64), codegen
+
+
+# ``yield_thread()`` gives the core to another thread; ``sleep_thread(microseconds)`` to nobody in particular.
+if os.name == "nt":
+    yield_thread = types.ExternalFunction("SwitchToThread", types.int32())
+    _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
+
+    @register_jitable
+    def sleep_thread(microseconds):
+        _sleep(max(1, microseconds // 1000))
+else:
+    yield_thread = types.ExternalFunction("sched_yield", types.int32())
+    sleep_thread = types.ExternalFunction("usleep", types.int32(types.uint32))

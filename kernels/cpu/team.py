@@ -7,12 +7,15 @@ from queue import SimpleQueue
 import numpy as np
 
 from .jit import inlined
-from .simd import atomic_add, atomic_load, relax, yield_thread
+from .simd import atomic_add, atomic_load, relax, sleep_thread, yield_thread
 
 # Words of the barrier, each on a cache line of its own.
 ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
-#: Turns of the spinning loop, some 10 microseconds, before a thread offers its core to others.
+#: Turns of the waiting loop: first spinning, some 10 microseconds; then offering the core to other threads each time;
+#: then, because on a busy machine the thread that all wait for may be none of those, sleeping.
 SPINS = 400
+YIELDS = 100
+NAP_MICROSECONDS = 50
 
 
 @inlined
@@ -25,13 +28,15 @@ def barrier(sync, n_threads):
         atomic_add(sync, ARRIVED, -n_threads)
         atomic_add(sync, GENERATION, 1)
         return
-    spins = 0
+    turns = 0
     while atomic_load(sync, GENERATION) == generation:
-        spins += 1
-        if spins < SPINS:
+        turns += 1
+        if turns < SPINS:
             relax()
-        else:
+        elif turns < SPINS + YIELDS:
             yield_thread()
+        else:
+            sleep_thread(NAP_MICROSECONDS)
 
 
 class Team:
