@@ -5,6 +5,8 @@ Floor plan
 ``activations.py``, ``losses.py``, ``optimizers.py``
     The tables. A row holds a name, an integer code and scalar functions in plain Python, which every
     engine compiles for itself. A new activation, loss or optimizer is one pair of functions and one row.
+``elementary.py``
+    exp, log, tanh and their kin, so written that a loop around them becomes vector instructions.
 ``random.py``
     The counter-based generator: a value is a hash of where it is used, so it depends on no history.
 ``problem.py``

@@ -3,9 +3,10 @@
 A derivative receives z and a = f(z), and uses whichever is cheaper.
 """
 
-import math
 from collections.abc import Callable
 from typing import NamedTuple
+
+from . import elementary
 
 
 class Activation(NamedTuple):
@@ -25,7 +26,7 @@ def identity_derivative(z, a):
 
 
 def logistic(z):
-    return type(z)(1) / (type(z)(1) + math.exp(-z))
+    return elementary.logistic(z)
 
 
 def logistic_derivative(z, a):
@@ -33,7 +34,7 @@ def logistic_derivative(z, a):
 
 
 def tanh(z):
-    return math.tanh(z)
+    return elementary.tanh(z)
 
 
 def tanh_derivative(z, a):

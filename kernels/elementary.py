@@ -1,53 +1,53 @@
 """Elementary functions of one number that LLVM's loop vectoriser widens: exp, log, tanh and their kin.
 
-``math.exp`` in a loop is one library call per element. These functions have no branch and no call, only
-polynomials, bit operations and selects, so a loop around them becomes vector instructions. They are generic in
-the type, float32 or float64, and can be called from any compiled function or from plain Python with a NumPy
-scalar. Every step is correct whether or not the compiler fuses multiplications with additions; flags that let it
-reassociate are off here whatever the caller's.
+``math.exp`` in a loop is a call per element. These functions are polynomials, operations on bits and selects,
+without a branch or a call, so that a loop around them becomes vector instructions. They take float32 and float64
+and return the same, and are called from compiled functions or, with NumPy scalars, from plain Python.
 
-Errors stay below 4 units in the last place over each type's whole range, subnormal numbers included. NaN
-propagates; overflow and the logarithm of zero give infinity.
-
-The coefficients are minimax polynomials in the relative error of the function's value, found by Remez' algorithm in
-multiple precision and rounded to the type.
+The error is below 4 units in the last place everywhere, subnormal numbers included; NaN gives NaN, overflow
+infinity. No step needs multiplications and additions to be fused, or to be apart.
 """
 
 import functools
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numba.extending import overload, register_jitable
 from numba.np.numpy_support import as_dtype
 
+# Not left to the first caller. Too long for LLVM to inline unasked, and a call would keep a loop scalar.
+OPTIONS = {"error_model": "numpy", "fastmath": False, "forceinline": True}
+
 
 class Format(NamedTuple):
-    """A floating-point type, and constants for it; polynomials are tuples from the highest power down.
+    """A floating-point type, and constants in this type or in unsigned integers of its width.
+
+    A polynomial is a tuple, from the highest power down: the one with the least largest relative error in the
+    function's value, found by Remez' algorithm in multiple precision, its coefficients then rounded.
 
     Attributes
     ----------
     real, unsigned : type
-        The type, and the unsigned integers of its width.
-    shift : int
-        Bits of the mantissa that are stored.
-    sign, mantissa, one, root_half : int
-        Bits: of the sign, of the mantissa, and of the numbers 1 and sqrt(1/2).
-    bias : int
-        Of the exponent.
+    shift : unsigned
+        How many bits the mantissa has.
+    sign, mantissa : unsigned
+        Masks of bits.
+    one, root_half : unsigned
+        The bits of 1 and of sqrt(1/2).
+    bias : unsigned
+        What the exponent of 1 is stored as.
     smallest : real
-        The smallest normal number.
-    log_zero, log_infinity : real
-        Where exp is surely zero and infinity.
-    tanh_one, erf_one : real
-        Where the functions are surely 1.
+        The smallest number that is not subnormal.
+    exp_zero, exp_infinity, tanh_one, erf_one : real
+        Beyond these, the functions are zero, infinity and one.
     log2_e, ln2_high, ln2_low : real
-        ``ln2_high`` has so many trailing zeros that its product with any exponent is exact.
+        log2(e), and log(2) in two parts: the product of ``ln2_high`` and an exponent is exact.
     expm1 : tuple
-        (expm1(r) - r) / r**2 for abs(r) <= log(2)/2.
-    log : tuple
-        (2 artanh(s) - 2 s) / s**3, of s**2, for s up to (sqrt(2) - 1)/(sqrt(2) + 1).
+        (expm1(r) - r) / r**2, for abs(r) <= log(2)/2.
+    artanh : tuple
+        (2 artanh(s) - 2 s) / s**3 as a polynomial in s**2, for 1/sqrt(2) <= (1 + s)/(1 - s) <= sqrt(2).
     log_erfc : tuple
-        log(erfc(z)) / z up to ``erf_one``.
+        log(erfc(z))/z + 1, for 0 <= z <= erf_one.
     """
 
     real: type
@@ -59,56 +59,47 @@ class Format(NamedTuple):
     root_half: int
     bias: int
     smallest: float
-    log_zero: float
-    log_infinity: float
+    exp_zero: float
+    exp_infinity: float
     tanh_one: float
     erf_one: float
     log2_e: float
     ln2_high: float
     ln2_low: float
     expm1: tuple
-    log: tuple
+    artanh: tuple
     log_erfc: tuple
 
 
-OPTIONS = {"error_model": "numpy", "fastmath": False, "forceinline": True}
-
-
 def _format(real: type, unsigned: type, **numbers) -> Format:
-    """Give every constant its type: a bare one would turn the arithmetic into double precision."""
-    information = np.finfo(real)
+    """Give every constant its type: a bare number would turn the arithmetic into double precision."""
+    about = np.finfo(real)
     one, root_half = (int(real(number).view(unsigned)) for number in (1, 0.5**0.5))
-    integers = {
-        "shift": information.nmant,
-        "sign": 1 << (information.bits - 1),
-        "mantissa": (1 << information.nmant) - 1,
+    bits = {
+        "shift": about.nmant,
+        "sign": 1 << (about.bits - 1),
+        "mantissa": (1 << about.nmant) - 1,
         "one": one,
         "root_half": root_half,
-        "bias": one >> information.nmant,
+        "bias": one >> about.nmant,
     }
-    numbers |= {"smallest": information.smallest_normal, "log2_e": 1.4426950408889634}
-    return Format(
-        real,
-        unsigned,
-        **{name: unsigned(value) for name, value in integers.items()},
-        **{
-            name: tuple(real(c) for c in value) if isinstance(value, tuple) else real(value)
-            for name, value in numbers.items()
-        },
-    )
+    numbers |= {"smallest": about.smallest_normal, "log2_e": 1.4426950408889634}
+    typed: dict[str, Any] = {name: unsigned(x) for name, x in bits.items()}
+    typed |= {name: tuple(map(real, x)) if isinstance(x, tuple) else real(x) for name, x in numbers.items()}
+    return Format(real, unsigned, **typed)
 
 
 FLOAT32 = _format(
     np.float32,
     np.uint32,
-    log_zero=-104,
-    log_infinity=89,
+    exp_zero=-104,
+    exp_infinity=89,
     tanh_one=10,
     erf_one=3.95,
     ln2_high=0.693145751953125,
     ln2_low=1.4286068203094173e-06,
     expm1=(0.001388252, 0.008366527, 0.0416672, 0.16666543, 0.49999997),
-    log=(0.2987173, 0.39977542, 0.66666776),
+    artanh=(0.2987173, 0.39977542, 0.66666776),
     log_erfc=(
         9.256264e-06,
         -0.00011764126,
@@ -118,14 +109,14 @@ FLOAT32 = _format(
         0.019153064,
         -0.10277783,
         -0.6366194,
-        -1.1283792,
+        -0.12837917,
     ),
 )
 FLOAT64 = _format(
     np.float64,
     np.uint64,
-    log_zero=-746,
-    log_infinity=710,
+    exp_zero=-746,
+    exp_infinity=710,
     tanh_one=20,
     erf_one=5.95,
     ln2_high=0.6931471805598903,
@@ -142,7 +133,7 @@ FLOAT64 = _format(
         0.16666666666666588,
         0.5000000000000006,
     ),
-    log=(
+    artanh=(
         0.14795949605652337,
         0.15314050565984208,
         0.18183564325358167,
@@ -175,26 +166,13 @@ FLOAT64 = _format(
         0.019128446993096692,
         -0.10277260330131553,
         -0.6366197723675909,
-        -1.1283791670955126,
+        -0.12837916709551256,
     ),
 )
 
 
-def polynomial(c):
-    """The function of z and z**2 that sums the even and the odd powers apart: two short chains, not a long one.
-
-    The sum is written out because LLVM unrolls a loop over a tuple only while it is short.
-    """
-
-    def nested(first):
-        return functools.reduce(lambda p, k: f"({p}) * square + c[{k}]", range(first + 2, len(c), 2), f"c[{first}]")
-
-    odd, even = (nested(first) for first in (len(c) % 2, 1 - len(c) % 2))
-    return register_jitable(**OPTIONS)(eval(f"lambda z, square: ({odd}) * z + ({even})", {"c": c}))
-
-
 def generic(make):
-    """One function for all types from what makes it for a `Format`."""
+    """One function for both types from what makes it for a `Format`."""
     functions = {form.real: make(form) for form in (FLOAT32, FLOAT64)}
 
     @functools.wraps(functions[np.float32])
@@ -208,51 +186,67 @@ def generic(make):
     return function
 
 
+def polynomial(F, name):
+    """A polynomial of z and z**2, the sums of its even and odd powers apart: two short chains, not a long one.
+
+    It is written out because LLVM unrolls a loop over a tuple only while it is short.
+    """
+    coefficients = {f"c{k}": c for k, c in enumerate(getattr(F, name))}
+    terms = list(coefficients)
+    parity = len(terms) % 2
+    even, odd = (functools.reduce("({}) * square + {}".format, terms[k::2]) for k in (1 - parity, parity))
+    function = eval(f"lambda z, square: ({odd}) * z + ({even})", {"__name__": __name__, **coefficients})
+    function.__name__ = function.__qualname__ = name  # what its machine code is known by
+    return register_jitable(**OPTIONS)(function)
+
+
 @generic
 def split_exponential(F):
     real, unsigned = F.real, F.unsigned
-    # Adding this rounds to an integer and leaves it, plus 2 bias, in the low bits.
-    rounder = real(1.5 * 2.0 ** float(F.shift) + 2 * float(F.bias))
-    sum_of_powers = polynomial(F.expm1)
+    log2_e, ln2_high, ln2_low = F.log2_e, F.ln2_high, F.ln2_low
+    # Added to a small number, rounds it to an integer k and leaves k + 2 bias in the low bits.
+    rounder = real(1.5 * 2.0 ** float(F.shift) + 2.0 * float(F.bias))
+    quotient = polynomial(F, "expm1")
 
     def split_exponential(z):
-        """For z = k log(2) + r with an integer k: bits that end in k + 2 bias, and expm1(r)."""
-        rounded = z * F.log2_e + rounder
+        """For z = k log(2) + r with an integer k: an integer that ends in k + 2 bias, and expm1(r)."""
+        rounded = z * log2_e + rounder
         k = rounded - rounder
-        r = z - k * F.ln2_high - k * F.ln2_low
+        r = z - k * ln2_high - k * ln2_low
         square = r * r
-        return real(rounded).view(unsigned), r + square * sum_of_powers(r, square)
+        return real(rounded).view(unsigned), r + square * quotient(r, square)
 
     return split_exponential
 
 
 @generic
 def exp(F):
-    real, unsigned = F.real, F.unsigned
-    half = unsigned(1)
+    real, unsigned, shift, one = F.real, F.unsigned, F.shift, F.unsigned(1)
+    lowest, highest = F.exp_zero, F.exp_infinity
 
     def exp(z):
         """e**z."""
-        z = F.log_infinity if z > F.log_infinity else z
-        z = F.log_zero if z < F.log_zero else z
-        k, p = split_exponential(z)
-        # 2**k as a product of two: a single factor reaches neither subnormal results nor the largest.
-        low = k >> half
-        high = k - low
-        return (real(1) + p) * unsigned(low << F.shift).view(real) * unsigned(high << F.shift).view(real)
+        vanishes = z < lowest
+        # Zero by a select: a product that underflows takes longer than all the rest.
+        z = real(0) if vanishes else z
+        k, p = split_exponential(highest if z > highest else z)
+        # 2**k in two factors: one alone reaches neither the subnormal numbers nor the largest.
+        low = k >> one
+        value = (real(1) + p) * unsigned(low << shift).view(real) * unsigned((k - low) << shift).view(real)
+        return real(0) if vanishes else value
 
     return exp
 
 
 @generic
 def half_expm1(F):
-    real, unsigned = F.real, F.unsigned
-    offset = unsigned(F.bias + unsigned(1))
+    real, unsigned, shift = F.real, F.unsigned, F.shift
+    offset = F.bias + unsigned(1)
 
     def half_expm1(z):
-        """(e**z - 1) / 2 without overflow, for z from -40 to ``log_infinity``."""
+        """(e**z - 1) / 2, which does not overflow where e**z does, for -40 <= z <= exp_infinity."""
         k, p = split_exponential(z)
-        scale = unsigned((k - offset) << F.shift).view(real)
+        scale = unsigned((k - offset) << shift).view(real)
         return scale * p + (scale - real(0.5))
 
     return half_expm1
@@ -261,40 +255,14 @@ def half_expm1(F):
 @generic
 def expm1(F):
     real = F.real
+    lowest, highest = real(-40), F.exp_infinity
 
     def expm1(z):
         """e**z - 1."""
-        z = F.log_infinity if z > F.log_infinity else z
-        z = real(-40) if z < real(-40) else z
-        return real(2) * half_expm1(z)
+        z = highest if z > highest else z
+        return real(2) * half_expm1(lowest if z < lowest else z)
 
     return expm1
-
-
-@generic
-def with_sign(F):
-    real, unsigned = F.real, F.unsigned
-
-    def with_sign(value, z):
-        """``value`` with the sign of ``z``."""
-        bits = (real(value).view(unsigned) & ~F.sign) | (real(z).view(unsigned) & F.sign)
-        return unsigned(bits).view(real)
-
-    return with_sign
-
-
-@generic
-def tanh(F):
-    real = F.real
-
-    def tanh(z):
-        """expm1(2 z) / (expm1(2 z) + 2)."""
-        size = abs(z)
-        size = F.tanh_one if size > F.tanh_one else size
-        half = half_expm1(size + size)
-        return with_sign(half / (half + real(1)), z)
-
-    return tanh
 
 
 @generic
@@ -310,63 +278,90 @@ def logistic(F):
 
 
 @generic
+def with_sign(F):
+    real, unsigned, sign, rest = F.real, F.unsigned, F.sign, ~F.sign
+
+    def with_sign(size, z):
+        """``size`` with the sign of ``z``."""
+        bits = (real(size).view(unsigned) & rest) | (real(z).view(unsigned) & sign)
+        return unsigned(bits).view(real)
+
+    return with_sign
+
+
+@generic
+def tanh(F):
+    real, highest = F.real, F.tanh_one
+
+    def tanh(z):
+        """expm1(2 z) / (expm1(2 z) + 2)."""
+        size = abs(z)
+        size = highest if size > highest else size
+        half = half_expm1(size + size)
+        return with_sign(half / (half + real(1)), z)
+
+    return tanh
+
+
+@generic
 def erf(F):
-    real = F.real
-    sum_of_powers = polynomial(F.log_erfc)
+    real, highest = F.real, F.erf_one
+    quotient = polynomial(F, "log_erfc")
 
     def erf(z):
-        """The error function, as -expm1(log(erfc(z)))."""
+        """-expm1(log(erfc(z)))."""
         size = abs(z)
-        size = F.erf_one if size > F.erf_one else size
-        return with_sign(real(-2) * half_expm1(size * sum_of_powers(size, size * size)), z)
+        size = highest if size > highest else size
+        log_erfc = size * quotient(size, size * size) - size
+        return with_sign(real(-2) * half_expm1(log_erfc), z)
 
     return erf
 
 
 @generic
 def split_logarithm(F):
-    real, unsigned = F.real, F.unsigned
-    # An integer k in the low bits of this is the number 2**shift + k.
-    holder = unsigned((F.bias + F.shift) << F.shift)
-    zero = real(2.0 ** float(F.shift) + float(F.bias))
-    offset = unsigned(F.one - F.root_half)
+    real, unsigned, shift = F.real, F.unsigned, F.shift
+    mantissa, root_half = F.mantissa, F.root_half
+    # The number 2**shift, whose last bits hold an integer, and what to take away again.
+    holder = (F.bias + F.shift) << F.shift
+    excess = real(2.0 ** float(F.shift) + float(F.bias))
+    offset = F.one - F.root_half
 
     def split_logarithm(z):
-        """For normal z = 2**k m, with sqrt(1/2) <= m < sqrt(2): the numbers k and m."""
+        """For a normal z = 2**k m with sqrt(1/2) <= m < sqrt(2): the numbers k and m."""
         bits = unsigned(real(z).view(unsigned) + offset)
-        m = unsigned((bits & F.mantissa) + F.root_half).view(real)
-        return unsigned((bits >> F.shift) | holder).view(real) - zero, m
+        m = unsigned((bits & mantissa) + root_half).view(real)
+        return unsigned((bits >> shift) | holder).view(real) - excess, m
 
     return split_logarithm
 
 
 @generic
 def join_logarithm(F):
-    real = F.real
-    sum_of_powers = polynomial(F.log)
+    real, ln2_high, ln2_low = F.real, F.ln2_high, F.ln2_low
+    quotient = polynomial(F, "artanh")
 
     def join_logarithm(k, f):
-        """k log(2) + log(1 + f), by log(1 + f) = 2 artanh(s) with s = f / (2 + f)."""
+        """k log(2) + log(1 + f), where log(1 + f) = 2 artanh(s) = f - s f + (2 artanh(s) - 2 s) and s = f/(2 + f)."""
         s = f / (real(2) + f)
         square = s * s
-        rest = square * sum_of_powers(square, square * square)
         half = real(0.5) * f * f
-        return k * F.ln2_high - ((half - (s * (half + rest) + k * F.ln2_low)) - f)
+        rest = square * quotient(square, square * square)
+        return k * ln2_high - ((half - (s * (half + rest) + k * ln2_low)) - f)
 
     return join_logarithm
 
 
 @generic
 def log(F):
-    real = F.real
+    real, smallest = F.real, F.smallest
     infinity, nan = real(np.inf), real(np.nan)
-    up = real(2.0 ** float(F.shift))
-    by = real(F.shift)
+    scale, exponent = real(2.0 ** float(F.shift)), real(F.shift)
 
     def log(z):
         """The natural logarithm."""
-        k, m = split_logarithm(z * up if z < F.smallest else z)
-        value = join_logarithm(k - by if z < F.smallest else k, m - real(1))
+        k, m = split_logarithm(z * scale if z < smallest else z)
+        value = join_logarithm(k - exponent if z < smallest else k, m - real(1))
         value = value if z < infinity else z
         return value if z > real(0) else (-infinity if z == real(0) else nan)
 
@@ -376,12 +371,14 @@ def log(F):
 @generic
 def log_of_sum(F):
     real, unsigned = F.real, F.unsigned
+    two = F.one + (unsigned(1) << F.shift)
 
     def log_of_sum(u, lost):
-        """log(u + lost), where ``lost`` is what u has lost by rounding."""
+        """log(u + lost), ``lost`` being what u has lost by rounding."""
         k, m = split_logarithm(u)
-        scale = unsigned(real(m).view(unsigned) + F.one - real(u).view(unsigned)).view(real)
-        return join_logarithm(k, (m - real(1)) + lost * scale)
+        # Twice m / u = 2**-k, which itself is no normal number for the largest u.
+        scale = unsigned(real(m).view(unsigned) + two - real(u).view(unsigned)).view(real)
+        return join_logarithm(k, (m - real(1)) + real(0.5) * lost * scale)
 
     return log_of_sum
 

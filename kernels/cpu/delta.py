@@ -55,7 +55,7 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
 
 
 def _compile_loss(row):
-    value, derivative = routine(row.value), routine(row.delta)
+    value, derivative = inlined(row.value), inlined(row.delta)
 
     def panel_loss(z, target, lse, weight, loss, delta, lanes):
         width = LINE_BYTES // z.itemsize

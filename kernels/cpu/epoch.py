@@ -14,7 +14,7 @@ from .delta import delta, output_delta
 from .forward import block_start, forward
 from .gradient import clipped_update, gradient, square_norms, step_scalars
 from .jit import entry, routine
-from .layout import N_OUT, NODE_OUT, n_panels, unpack
+from .layout import N_OUT, NODE_OUT, convert, n_panels
 from .simd import LINE_BYTES, flush_subnormals, restore_subnormals
 from .team import barrier
 
@@ -121,19 +121,22 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
 
 
 @routine
-def is_finite(x):
+def count_wrong(x):
+    """How many numbers are not finite."""
     wrong = 0
     for number in x:
-        wrong += not math.isfinite(number)
-    return wrong == 0
+        wrong += number - number != 0
+    return wrong
 
 
 @entry
-def publish(network, parameters, run):
+def publish(network, parameters, run, thread, n_threads):
     """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
-    unpack(network.layers, network.bias, parameters.W, run.theta)
+    convert(network.layers, network.bias, run.theta, parameters.W, False, thread, n_threads)
     for k in range(len(run.slots)):
-        unpack(network.layers, network.bias, parameters.slots[k], run.slots[k])
+        convert(network.layers, network.bias, run.slots[k], parameters.slots[k], False, thread, n_threads)
+    if thread == 0:
+        run.cursor[PUBLISHED] = run.cursor[STEP]
 
 
 @entry
@@ -173,15 +176,17 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         loss_sum += loss * total_weight(data, position, rows)
         position += rows
         if position == n_samples and not diverged:
+            size = parameters.W.size
+            share = parameters.W[size * thread // n_threads : size * (thread + 1) // n_threads]
+            work.wrong[thread] = count_wrong(share)
             if thread == 0:
                 run.loss[epoch] = loss_sum / total_weight(data, 0, n_samples)
-                run.cursor[DIVERGED] = not is_finite(parameters.W)
-                if not run.cursor[DIVERGED]:
-                    publish(network, parameters, run)
-                    run.cursor[PUBLISHED] = step
+                run.cursor[STEP] = step
             barrier(work.sync, n_threads)
-            diverged = run.cursor[DIVERGED] != 0
+            for other in range(n_threads):
+                diverged = diverged or work.wrong[other] > 0
             if not diverged:
+                publish(network, parameters, run, thread, n_threads)
                 epoch, position = epoch + 1, 0
     if thread == 0:
         run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step

@@ -11,7 +11,7 @@ product_plus_bias = make_product(start="bias", finish="store")
 
 
 def _compile_activation(row):
-    value, derivative = routine(row.value), routine(row.derivative)
+    value, derivative = inlined(row.value), inlined(row.derivative)
 
     def activate(a, delta, training):
         if training:

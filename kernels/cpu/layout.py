@@ -17,7 +17,7 @@ from typing import NamedTuple
 import numpy as np
 
 from .jit import entry, inlined
-from .simd import LINE_BYTES, VECTORS, make_transpose
+from .simd import LINE_BYTES, VECTORS, copy_line, make_transpose
 
 # Columns of Network.layers.
 N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION = range(8)
@@ -93,6 +93,8 @@ class Workspace(NamedTuple):
         Each thread's numbers by row.
     scalars : float64 (n_threads, 8)
         Each thread's optimizer scalars of a step.
+    wrong : int64 (n_threads,)
+        Parameters that each thread found to be not finite.
     sync : int64
         The team's barrier.
     block_rows, chunk_rows : int
@@ -106,6 +108,7 @@ class Workspace(NamedTuple):
     lines: np.ndarray
     rows: np.ndarray
     scalars: np.ndarray
+    wrong: np.ndarray
     sync: np.ndarray
     block_rows: int
     chunk_rows: int
@@ -147,27 +150,34 @@ def n_panels(n, width):
 
 
 @entry
-def pack(layers, bias, theta, panels):
-    """Write theta, or a slot laid out like it, into panels. Precondition: the padding of ``panels`` is zero."""
+def convert(layers, bias, theta, panels, into_panels, thread, n_threads):
+    """Copy theta, or a slot laid out like it, into panels or back; each thread copies its share.
+
+    Precondition: the padding of ``panels`` is zero.
+    """
     width = LINE_BYTES // panels.itemsize
+    number = 0
     for row in layers:
         n_in, n_out = row[N_IN], row[N_OUT]
-        for i in range(n_in + bias):
-            for j in range(n_out):
-                line = row[W] + (j // width * (n_in + 1) + i) * width
-                panels[line + j % width] = theta[row[THETA] + i * n_out + j]
-
-
-@entry
-def unpack(layers, bias, panels, theta):
-    """The inverse of ``pack``."""
-    width = LINE_BYTES // panels.itemsize
-    for row in layers:
-        n_in, n_out = row[N_IN], row[N_OUT]
-        for i in range(n_in + bias):
-            for j in range(n_out):
-                line = row[W] + (j // width * (n_in + 1) + i) * width
-                theta[row[THETA] + i * n_out + j] = panels[line + j % width]
+        for panel in range(n_panels(n_out, width)):
+            number += 1
+            if number % n_threads != thread:
+                continue
+            lanes = n_out - panel * width
+            for i in range(n_in + bias):
+                line = row[W] + (panel * (n_in + 1) + i) * width
+                flat = row[THETA] + i * n_out + panel * width
+                if lanes >= width:
+                    if into_panels:
+                        copy_line(((theta, flat), (panels, line)))
+                    else:
+                        copy_line(((panels, line), (theta, flat)))
+                else:
+                    for lane in range(lanes):
+                        if into_panels:
+                            panels[line + lane] = theta[flat + lane]
+                        else:
+                            theta[flat + lane] = panels[line + lane]
 
 
 transpose_lines = make_transpose(VECTORS.columns)

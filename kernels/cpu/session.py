@@ -18,8 +18,8 @@ from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, 
 from .simd import VECTORS
 from .team import Team
 
-#: Rows of a block at most: enough to use each line of weights many times, few enough to stay in L2.
-BLOCK_ROWS = 48
+#: A block has as many rows as keep its widest layer's activations in L2, so that weights are read seldom.
+BLOCK_BYTES = 1 << 20
 #: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...
 CACHE_BYTES = 1 << 20
 #: ... unless the gradient, which is then added up in memory, would weigh more than a quarter of them.
@@ -71,10 +71,11 @@ class Session:
             layers, loss.code, int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
         )
         chunk_rows = max(CACHE_BYTES // (2 * lanes * dtype.itemsize), GRADIENT_SHARE * topology.n_parameters // lanes)
-        chunk_rows = min(batch_rows, round_up(chunk_rows, 2 * BLOCK_ROWS))
+        chunk_rows = min(batch_rows, round_up(chunk_rows, VECTORS.rows))
         self.n_threads = threads or max(1, min(os.cpu_count() or 1, topology.flops(chunk_rows) // FLOPS_PER_THREAD))
         share = round_up(-(-chunk_rows // self.n_threads), layout.ROW_STEP)
-        block_rows = min(BLOCK_ROWS, share)
+        in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
+        block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
         n_blocks = max(-(-chunk_rows // block_rows), self.n_threads)
         with _idle_lock:
             idle = _idle_teams[self.n_threads]
@@ -89,6 +90,7 @@ class Session:
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
             rows=np.zeros((self.n_threads, 2, block_rows), dtype),
             scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
+            wrong=np.zeros(self.n_threads, np.int64),
             sync=self._team.sync,
             block_rows=block_rows,
             chunk_rows=chunk_rows,
@@ -112,7 +114,7 @@ class Session:
             _idle_teams[self.n_threads].append(self._team)
 
     def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
-        layout.pack(self.network.layers, self.network.bias, flat, panels)
+        layout.convert(self.network.layers, self.network.bias, flat, panels, True, 0, 1)
 
     def _keep_gradient(self) -> None:
         self.parameters = self.parameters._replace(grad=np.zeros_like(self.parameters.W))
@@ -192,8 +194,7 @@ class Session:
 
     def publish(self) -> None:
         """Write parameters and optimizer state as they stand into ``theta`` and ``slots`` of `start`."""
-        epoch.publish(self.network, self.parameters, self._run)
-        self._run.cursor[epoch.PUBLISHED] = self._run.cursor[epoch.STEP]
+        self._team.run(epoch.publish, self.network, self.parameters, self._run)
 
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
         """Mean loss and flat gradient over all samples, dropout off."""
@@ -204,7 +205,7 @@ class Session:
         args = (network, self.parameters, data, self.work, optimizer, h, 0, len(data.X), np.uint64(0))
         loss = self._team.run(epoch.backpropagate, *args)
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)
-        layout.unpack(self.network.layers, self.network.bias, self.parameters.grad, flat)
+        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad, False, 0, 1)
         return float(loss), flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:

@@ -21,6 +21,8 @@ class Vectors(NamedTuple):
     ----------
     bytes : int
         Width of a register.
+    fused : bool
+        Whether there is a fused multiply-add; without it one would be a call of a library function.
     rows : int
         Height of the widest tile of a forward or delta product.
     columns : int
@@ -30,28 +32,46 @@ class Vectors(NamedTuple):
     """
 
     bytes: int
+    fused: bool
     rows: int
     columns: int
     panels: int
 
 
-def _host_vectors() -> Vectors:
+def _probe() -> str:
+    """The assembly of a fused multiply-add of 64 bytes on the processor that Numba compiles for."""
+    name, features = config.CPU_NAME, config.CPU_FEATURES  # type: ignore[attr-defined]
+    binding = llvmlite.binding
+    binding.initialize_native_target()
+    binding.initialize_native_asmprinter()
+    machine = binding.Target.from_default_triple().create_target_machine(
+        cpu=binding.get_host_cpu_name() if name is None else name,
+        features=binding.get_host_cpu_features().flatten() if features is None else features,
+    )
+    source = """
+        declare <16 x float> @llvm.fma.v16f32(<16 x float>, <16 x float>, <16 x float>)
+        define void @probe(ptr %a) {
+            %x = load <16 x float>, ptr %a
+            %y = call <16 x float> @llvm.fma.v16f32(<16 x float> %x, <16 x float> %x, <16 x float> %x)
+            store <16 x float> %y, ptr %a
+            ret void
+        }"""
+    return machine.emit_assembly(binding.parse_assembly(source))
+
+
+def _choose_vectors() -> Vectors:
     """Accumulators must cover latency x ports (8 to 10) and leave registers for operands."""
-    if config.CPU_NAME in (None, "host"):  # type: ignore[attr-defined]
-        host = llvmlite.binding.get_host_cpu_features()
-        features = {name for name, present in host.items() if present}
-    else:
-        features = {name[1:] for name in (config.CPU_FEATURES or "").split(",") if name.startswith("+")}  # type: ignore[attr-defined]
-    if "avx512f" in features:
-        return Vectors(bytes=64, rows=12, columns=8, panels=2)  # 24 and 16 of 32 registers
-    if "avx2" in features:
-        return Vectors(bytes=32, rows=6, columns=4, panels=1)  # 12 and 8 of 16
-    if "neon" in features:
-        return Vectors(bytes=16, rows=6, columns=4, panels=1)  # 24 and 16 of 32
-    return Vectors(bytes=16, rows=2, columns=2, panels=1)  # 8 and 8 of 16
+    assembly = _probe()
+    if "zmm" in assembly:  # AVX-512: 24 and 16 of 32 registers
+        return Vectors(bytes=64, fused=True, rows=12, columns=8, panels=2)
+    if "vfmadd" in assembly:  # AVX2: 12 and 8 of 16
+        return Vectors(bytes=32, fused=True, rows=6, columns=4, panels=1)
+    if "fmla" in assembly:  # NEON: 24 and 16 of 32
+        return Vectors(bytes=16, fused=True, rows=6, columns=4, panels=1)
+    return Vectors(bytes=16, fused=False, rows=2, columns=2, panels=1)  # SSE: 8 and 8 of 16
 
 
-VECTORS = _host_vectors()
+VECTORS = _choose_vectors()
 
 
 class Shape(NamedTuple):
@@ -68,8 +88,8 @@ class Shape(NamedTuple):
 def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
     """Make an intrinsic C = A B for one tile in registers, of any of the given shapes.
 
-    The sum over k runs in order, one fused multiply-add per term, so that an element's bits depend neither on
-    the tile it lies in nor on the thread.
+    The sum over k runs in order, one multiply-add per term, so that an element's bits depend neither on the tile it
+    lies in nor on the thread.
 
     Parameters
     ----------
@@ -125,11 +145,12 @@ class _Emitter:
         self.number = context.get_value_type(element)
         self.vector = ir.VectorType(self.number, self.lanes)
         self.index = ir.IntType(64)
-        self.fma = cgutils.get_or_insert_function(
-            builder.module,
-            ir.FunctionType(self.vector, [self.vector] * 3),
-            f"llvm.fma.v{self.lanes}f{element.bitwidth}",
-        )
+
+    def multiply_add(self, a, b, c):
+        if not VECTORS.fused:
+            return self.builder.fadd(self.builder.fmul(a, b), c)
+        kind = "f32" if self.itemsize == 4 else "f64"
+        return _call(self.builder, f"llvm.fma.v{self.lanes}{kind}", self.vector, a, b, c)
 
     def fields(self, value, kind):
         """Unpack a tuple of an array and integers into the array's pointer and the integers."""
@@ -219,8 +240,7 @@ class _Emitter:
         for row in range(shape.height):
             factor = self.broadcast(self.at(a_k, row * a_row))
             results += [
-                builder.call(self.fma, [factor, value, sums[len(b_k) * row + column]])
-                for column, value in enumerate(b_k)
+                self.multiply_add(factor, value, sums[len(b_k) * row + column]) for column, value in enumerate(b_k)
             ]
         following = builder.add(k, index(1))
         k.add_incoming(following, terms)
