@@ -14,7 +14,12 @@ DEVICES = {"cpu": Session}
 
 
 def open_session(
-    device: str, topology: Topology, theta: np.ndarray, batch_rows: int, threads: int | None = None
+    device: str,
+    topology: Topology,
+    theta: np.ndarray,
+    batch_rows: int,
+    update_rows: int | None = None,
+    threads: int | None = None,
 ) -> Session:
     """A network at work on a device, as a context manager; ``theta`` is copied.
 
@@ -26,7 +31,9 @@ def open_session(
     theta : (n_parameters,) array
     batch_rows : int
         Samples that are in work at once, at most.
+    update_rows : int or None
+        Samples of one update; None for ``batch_rows``.
     threads : int or None
         None lets the engine choose.
     """
-    return DEVICES[choice("device", device, DEVICES)](topology, theta, batch_rows, threads)
+    return DEVICES[choice("device", device, DEVICES)](topology, theta, batch_rows, update_rows, threads)

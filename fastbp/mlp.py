@@ -259,15 +259,14 @@ class MLP:
                 )
             held_out = self._data(*validation_data, prefix="validation_data's ")
         slots, step = optimizer.state(self.n_parameters, self.dtype)
-        batch_rows = min(batch_size, len(data.X))
-        with open_session(device, self._topology, self._theta, batch_rows, threads) as session:
+        batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
+        with open_session(device, self._topology, self._theta, batch_rows, update_rows, threads) as session:
             session.start(
                 data,
                 optimizer.rule,
                 optimizer.hyper,
                 slots,
                 step,
-                update_rows=min(batch_size * accumulate, len(data.X)),
                 learning_rate=np.array(rates, np.float64),
                 shuffle=bool(shuffle),
                 first_epoch=self.epochs,

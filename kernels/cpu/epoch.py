@@ -12,8 +12,8 @@ import numpy as np
 from ..random import below, fold, mix
 from .delta import delta, output_delta
 from .forward import block_start, forward
-from .gradient import clipped_update, gradient, square_norms, step_scalars
-from .jit import entry, routine
+from .gradient import UPDATE, apply, clipping_scale, gradient, reduce, square_norms, step_scalars
+from .jit import entry, inlined, routine
 from .layout import N_OUT, NODE_OUT, convert, n_panels
 from .simd import LINE_BYTES, flush_subnormals, restore_subnormals
 from .team import barrier
@@ -32,7 +32,7 @@ class Optimizer(NamedTuple):
     clip_norm : float
         Largest global norm of a gradient; infinite for none.
     fused : int
-        1 to update in the gradient's epilogue, 0 to leave the gradient in ``Parameters.grad``.
+        1 to update in the gradient's epilogue, 0 to leave the gradient in ``Parameters.grad[0]``.
     """
 
     code: int
@@ -93,30 +93,66 @@ def total_weight(data, first, n_rows):
     return total
 
 
+@inlined
+def take_block(network, parameters, data, work, block, first, position, n_rows, key, scale, thread):
+    """The whole way of a block of rows: forward, loss, and back."""
+    forward(network, parameters, data, work, block, first, position, n_rows, key, True)
+    output_delta(network, data, work, block, first, position, n_rows, scale, thread)
+    delta(network, parameters, work, block, n_rows)
+
+
 @entry
 def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, key, thread, n_threads):
     """Both phases of one update over ``n_rows`` samples from position ``first``; returns their mean loss.
 
-    With ``optimizer.fused`` the parameters are updated, otherwise the gradient is left in ``parameters.grad``.
+    With ``optimizer.fused`` the parameters are updated, otherwise the gradient is left in ``parameters.grad[0]``.
+
+    A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
+    whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations never
+    leave its cache, and the slices' gradients are added up in order.
     """
     total = total_weight(data, first, n_rows)
     scale = 1.0 / total if total > 0.0 else 0.0
     loss = 0.0
-    for chunk in range(0, n_rows, work.chunk_rows):
-        rows = min(work.chunk_rows, n_rows - chunk)
-        for block in range(thread, (rows + work.block_rows - 1) // work.block_rows, n_threads):
-            offset = block * work.block_rows
-            in_block = min(work.block_rows, rows - offset)
-            position = chunk + offset
-            forward(network, parameters, data, work, block, first, position, in_block, key, True)
-            output_delta(network, data, work, block, first, position, in_block, scale, thread)
-            delta(network, parameters, work, block, in_block)
+    block_rows, chunk_rows = work.block_rows, work.chunk_rows
+    if n_rows <= chunk_rows:
+        for block in range(thread, (n_rows + block_rows - 1) // block_rows, n_threads):
+            position = block * block_rows
+            rows = min(block_rows, n_rows - position)
+            take_block(network, parameters, data, work, block, first, position, rows, key, scale, thread)
         barrier(work.sync, n_threads)
-        is_last = chunk + rows == n_rows
-        gradient(network, parameters, work, optimizer, h, rows, chunk == 0, is_last, thread, n_threads)
-        for r in range(rows):  # every thread for itself, so that all know of a divergence
+        into = UPDATE if optimizer.fused else 1
+        gradient(network, parameters, work, optimizer, h, 0, n_rows, into, thread, thread, n_threads)
+        for r in range(n_rows):  # every thread for itself, so that all know of a divergence
             loss += work.loss[r]
         barrier(work.sync, n_threads)
+        return loss
+
+    n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
+    n_slices = min(len(parameters.grad), n_chunks)
+    blocks_each = (chunk_rows + block_rows - 1) // block_rows
+    base = thread * blocks_each
+    for k in range(thread, n_slices, n_threads):
+        slice_loss = 0.0
+        begin, end = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
+        for chunk in range(begin, end):
+            chunk_first = chunk * chunk_rows
+            rows = min(chunk_rows, n_rows - chunk_first)
+            for block in range((rows + block_rows - 1) // block_rows):
+                position = chunk_first + block * block_rows
+                in_block = min(block_rows, chunk_first + rows - position)
+                take_block(network, parameters, data, work, base + block, first, position, in_block, key, scale, thread)
+            gradient(network, parameters, work, optimizer, h, base, rows, 2 * k + (chunk == begin), thread, 0, 1)
+            for r in range(rows):
+                slice_loss += work.loss[base * block_rows + r]
+        work.slice_loss[k] = slice_loss
+    barrier(work.sync, n_threads)
+    reduce(network, parameters, n_slices, thread, n_threads)
+    if optimizer.fused:
+        apply(network, parameters, optimizer, h, parameters.W.dtype.type(1), thread, n_threads)
+    for k in range(n_slices):
+        loss += work.slice_loss[k]
+    barrier(work.sync, n_threads)
     return loss
 
 
@@ -143,8 +179,8 @@ def publish(network, parameters, run, thread, n_threads):
 def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
     """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
 
-    Preconditions: WT is the transpose of W; ``parameters.grad`` is as long as W if an update has more than
-    ``chunk_rows`` rows or the optimizer is not fused.
+    Preconditions: WT is the transpose of W; ``parameters.grad`` has a row if an update has more than ``chunk_rows``
+    rows or the optimizer is not fused.
     """
     control = flush_subnormals()
     n_samples = len(data.X)
@@ -170,7 +206,8 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         if not optimizer.fused:
             square_norms(network, parameters, thread, n_threads)
             barrier(work.sync, n_threads)
-            clipped_update(network, parameters, optimizer, h, thread, n_threads)
+            scale = parameters.W.dtype.type(clipping_scale(parameters, optimizer.clip_norm))
+            apply(network, parameters, optimizer, h, scale, thread, n_threads)
             barrier(work.sync, n_threads)
         diverged = not math.isfinite(loss)
         loss_sum += loss * total_weight(data, position, rows)

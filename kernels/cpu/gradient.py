@@ -13,6 +13,8 @@ from .jit import inlined, routine, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
 from .simd import LINE_BYTES, VECTORS
 
+#: `gradient`'s word for updating on the spot.
+UPDATE = -1
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
 
@@ -94,21 +96,22 @@ def tiles_down(layer, bias):
 
 
 @inlined
-def sum_tile(layer, work, block_size, n_rows, group, first, count, thread):
-    """Sum rows ``first`` to ``first + count`` of grad_W over the minibatch, for one group of panels.
+def sum_tile(layer, work, base, block_size, n_rows, group, first, count, thread):
+    """Sum rows ``first`` to ``first + count`` of grad_W over a chunk of rows, for one group of panels.
 
     Row n_in of the grid is the bias, whose activation is 1. Leaves the tile in ``work.tile[thread]``, panel by
-    panel, and returns its height in lines.
+    panel, and returns its height in lines. The chunk's blocks start at ``base``, ``block_size`` apart.
     """
     block_rows = work.block_rows
     width = LINE_BYTES // work.a.itemsize
     panel_size = block_rows * width
-    delta = (work.delta, layer[NODE_OUT] * block_rows + group * WIDE * panel_size, block_size, panel_size)
+    column = base + layer[NODE_OUT] * block_rows + group * WIDE * panel_size
+    delta = (work.delta, column, block_size, panel_size)
     height = TALL if count > LOW else LOW
     code = 8 * height + min(WIDE, n_panels(layer[N_OUT], width) - group * WIDE)
     tile = (work.tile[thread], 0, height * width)
     if first < layer[N_IN]:
-        line = layer[NODE_IN] * block_rows + first // width * panel_size + first % width
+        line = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
         column_tile(code, (work.a, line, block_size), delta, tile, n_rows, block_rows)
     else:
         column_tile(code, (work.ones, 0, 0), delta, tile, n_rows, block_rows)
@@ -116,19 +119,18 @@ def sum_tile(layer, work, block_size, n_rows, group, first, count, thread):
 
 
 @routine
-def gradient(network, parameters, work, optimizer, h, n_rows, is_first, is_last, thread, n_threads):
-    """Gradient of a chunk of rows, and the update after the last chunk.
+def gradient(network, parameters, work, optimizer, h, block, n_rows, into, thread, part, n_parts):
+    """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all tiles.
 
-    With ``parameters.grad`` empty there is one chunk and the update happens here. Otherwise the gradient is added up
-    in ``parameters.grad`` over chunks, and updated here after the last one if ``optimizer.fused``.
+    ``into`` says what becomes of it: ``UPDATE`` the parameters, or else ``slot, is_first = divmod(into, 2)``: set
+    ``parameters.grad[slot]``, or add to it.
     """
     width = LINE_BYTES // work.a.itemsize
     block_size = block_start(network.layers, work, 1)
-    update_now = is_last and optimizer.fused
     total = 0
     for layer in network.layers:
         total += (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE * tiles_down(layer, network.bias)
-    begin, end = total * thread // n_threads, total * (thread + 1) // n_threads
+    begin, end = total * part // n_parts, total * (part + 1) // n_parts
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
@@ -139,21 +141,23 @@ def gradient(network, parameters, work, optimizer, h, n_rows, is_first, is_last,
             count = min(TALL, n_in - first)
             if network.bias and number % down == down - 1:
                 first, count = n_in, 1
-            height = sum_tile(layer, work, block_size, n_rows, group, first, count, thread)
+            height = sum_tile(layer, work, block * block_size, block_size, n_rows, group, first, count, thread)
             for p in range(min(WIDE, panels - group * WIDE)):
                 panel = group * WIDE + p
                 start = layer[W] + (panel * (n_in + 1) + first) * width
-                grad = work.tile[thread, p * height * width : p * height * width + count * width]
-                if not is_first:
-                    for i in range(grad.size):
-                        grad[i] += parameters.grad[start + i]
-                if update_now:
-                    update(optimizer.code, (parameters.W, parameters.slots, start, grad, h))
+                tile = work.tile[thread][p * height * width : (p * height + count) * width]
+                if into == UPDATE:
+                    update(optimizer.code, (parameters.W, parameters.slots, start, tile, h))
                     if depth > 0 and first < n_in:
                         transpose_rows(parameters, layer, panel, first, first + count)
                 else:
-                    for i in range(grad.size):
-                        parameters.grad[start + i] = grad[i]
+                    grad = parameters.grad[into // 2][start : start + tile.size]
+                    if into % 2:
+                        for i in range(tile.size):
+                            grad[i] = tile[i]
+                    else:
+                        for i in range(tile.size):
+                            grad[i] += tile[i]
         begin, end = begin - n_tiles, end - n_tiles
 
 
@@ -170,31 +174,49 @@ def panel_of(layers, number, width):
 
 
 @routine
+def reduce(network, parameters, n_slices, thread, n_threads):
+    """Add the gradients of all slices, in order, into the first; each thread its share of the panels."""
+    width = LINE_BYTES // parameters.W.itemsize
+    for number in range(thread, parameters.norms.size, n_threads):
+        _, _, start, end = panel_of(network.layers, number, width)
+        grad = parameters.grad[0][start:end]
+        for k in range(1, n_slices):
+            other = parameters.grad[k][start:end]
+            for i in range(grad.size):
+                grad[i] += other[i]
+
+
+@routine
 def square_norms(network, parameters, thread, n_threads):
-    """Squared norm of each panel of ``parameters.grad``."""
+    """Squared norm of each panel of the gradient. Precondition: `reduce`."""
     width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
         _, _, start, end = panel_of(network.layers, number, width)
         total = 0.0
-        for i in range(start, end):
-            total += parameters.grad[i] * parameters.grad[i]
+        for value in parameters.grad[0][start:end]:
+            total += value * value
         parameters.norms[number] = total
 
 
-@routine
-def clipped_update(network, parameters, optimizer, h, thread, n_threads):
-    """Scale the gradient to a global norm of at most ``clip_norm``, then update. Precondition: ``square_norms``."""
-    width = LINE_BYTES // parameters.W.itemsize
+@inlined
+def clipping_scale(parameters, clip_norm):
+    """What scales the gradient to a global norm of at most ``clip_norm``. Precondition: `square_norms`."""
     total = 0.0
     for square in parameters.norms:
         total += square
-    norm = math.sqrt(total)
-    scale = parameters.W.dtype.type(min(1.0, optimizer.clip_norm / norm) if norm > 0.0 else 1.0)
+    return min(1.0, clip_norm / math.sqrt(total)) if total > 0.0 else 1.0
+
+
+@routine
+def apply(network, parameters, optimizer, h, scale, thread, n_threads):
+    """Update from ``scale`` times the gradient; each thread its share of the panels, the same as in `reduce`."""
+    width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, number, width)
-        grad = parameters.grad[start:end]
-        for i in range(grad.size):
-            grad[i] *= scale
+        grad = parameters.grad[0][start:end]
+        if scale != 1.0:
+            for i in range(grad.size):
+                grad[i] *= scale
         update(optimizer.code, (parameters.W, parameters.slots, start, grad, h))
         if depth > 0:
             transpose_rows(parameters, network.layers[depth], panel, 0, network.layers[depth, N_IN])

@@ -61,10 +61,10 @@ class Parameters(NamedTuple):
     ----------
     W, WT : 1-D
     slots : 2-D (n_slots, W.size)
-    grad : 1-D, like W
-        The gradient, where one has to be seen before the update; empty if none will be.
-    norms : float64 (n_layers,)
-        Squared norms of the gradient by layer.
+    grad : 2-D (n_slices, W.size)
+        Gradients of a batch's slices, where a gradient has to be seen before the update; else no rows.
+    norms : float64 (n_panels,)
+        Squared norms of the gradient by panel, through all layers.
     """
 
     W: np.ndarray
@@ -80,9 +80,11 @@ class Workspace(NamedTuple):
     Attributes
     ----------
     a, delta : 1-D
-        Activations and deltas of ``chunk_rows`` rows, in blocks of ``block_rows``.
-    loss : float64 (chunk_rows,)
+        Activations and deltas, in blocks of ``block_rows``: of one chunk, or of one for each thread.
+    loss : float64 (rows of all blocks,)
         Loss of each row times its weight.
+    slice_loss : float64 (n_slices,)
+        Loss of each slice of a batch of many chunks.
     ones : 1-D
         A panel of ones: the "activation" that a bias multiplies.
     tile : 2-D (n_threads, ...)
@@ -103,6 +105,7 @@ class Workspace(NamedTuple):
     a: np.ndarray
     delta: np.ndarray
     loss: np.ndarray
+    slice_loss: np.ndarray
     ones: np.ndarray
     tile: np.ndarray
     lines: np.ndarray

@@ -20,6 +20,8 @@ from .team import Team
 
 #: A block has as many rows as keep its widest layer's activations in L2, so that weights are read seldom.
 BLOCK_BYTES = 1 << 20
+#: Gradients that are kept apart at most; more threads than these cannot share a large batch.
+MAX_SLICES = 32
 #: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...
 CACHE_BYTES = 1 << 20
 #: ... unless the gradient, which is then added up in memory, would weigh more than a quarter of them.
@@ -54,12 +56,22 @@ class Session:
         Copied.
     batch_rows : int
         Samples that are in work at once, at most.
+    update_rows : int or None
+        Samples of one update; None for ``batch_rows``.
     threads : int or None
         None lets the cost model choose.
     """
 
-    def __init__(self, topology: Topology, theta: np.ndarray, batch_rows: int, threads: int | None = None):
+    def __init__(
+        self,
+        topology: Topology,
+        theta: np.ndarray,
+        batch_rows: int,
+        update_rows: int | None = None,
+        threads: int | None = None,
+    ):
         self.topology = topology
+        self.update_rows = update_rows = update_rows or batch_rows
         dtype = topology.dtype
         width = panel_width(dtype)
         codes = [ACTIVATIONS[name].code for name in topology.activations] + [-1]
@@ -70,13 +82,19 @@ class Session:
         self.network = Network(
             layers, loss.code, int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
         )
-        chunk_rows = max(CACHE_BYTES // (2 * lanes * dtype.itemsize), GRADIENT_SHARE * topology.n_parameters // lanes)
-        chunk_rows = min(batch_rows, round_up(chunk_rows, VECTORS.rows))
-        self.n_threads = threads or max(1, min(os.cpu_count() or 1, topology.flops(chunk_rows) // FLOPS_PER_THREAD))
-        share = round_up(-(-chunk_rows // self.n_threads), layout.ROW_STEP)
+        row_bytes = 2 * lanes * dtype.itemsize
+        limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // lanes))
+        # As many chunks as a power of two: they share out evenly.
+        n_chunks = 1 << (-(-update_rows // limit) - 1).bit_length()
+        chunk_rows = -(-update_rows // n_chunks)
+        self._n_slices = min(n_chunks, MAX_SLICES)
+        n_cores = os.cpu_count() or 1
+        self.n_threads = threads or max(1, min(n_cores, topology.flops(update_rows) // FLOPS_PER_THREAD))
+        share = round_up(-(-chunk_rows // (1 if n_chunks > 1 else self.n_threads)), layout.ROW_STEP)
         in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
         block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
-        n_blocks = max(-(-chunk_rows // block_rows), self.n_threads)
+        n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
+        n_blocks = max(n_blocks, self.n_threads)
         with _idle_lock:
             idle = _idle_teams[self.n_threads]
             self._team = idle.pop() if idle else Team(self.n_threads)
@@ -85,6 +103,7 @@ class Session:
             a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
+            slice_loss=np.zeros(self._n_slices),
             ones=np.ones(block_rows * width, dtype),
             tile=aligned_zeros(self.n_threads * tile_size, dtype).reshape(self.n_threads, tile_size),
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
@@ -100,7 +119,7 @@ class Session:
             W=aligned_zeros(w_size, dtype),
             WT=aligned_zeros(wt_size, dtype),
             slots=np.zeros((0, w_size), dtype),
-            grad=np.zeros(0, dtype),
+            grad=np.zeros((0, w_size), dtype),
             norms=np.zeros(n_panels),
         )
         self._pack(theta, self.parameters.W)
@@ -117,7 +136,9 @@ class Session:
         layout.convert(self.network.layers, self.network.bias, flat, panels, True, 0, 1)
 
     def _keep_gradient(self) -> None:
-        self.parameters = self.parameters._replace(grad=np.zeros_like(self.parameters.W))
+        size = self.parameters.W.size
+        grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(self._n_slices, size)
+        self.parameters = self.parameters._replace(grad=grad)
 
     def start(
         self,
@@ -127,7 +148,6 @@ class Session:
         slots: np.ndarray,
         step: int,
         *,
-        update_rows: int,
         learning_rate: np.ndarray,
         shuffle: bool,
         first_epoch: int,
@@ -146,12 +166,12 @@ class Session:
             self._pack(flat, packed)
         self.parameters = self.parameters._replace(slots=panels)
         fused = not np.isfinite(clip_norm)
-        if not fused or min(update_rows, len(data.X)) > self.work.chunk_rows:
+        if not fused or self._n_slices > 1:
             self._keep_gradient()
         self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
         self._optimizer = Optimizer(OPTIMIZERS[rule].code, hyper, clip_norm, int(fused))
         self._run = Run(
-            update_rows=update_rows,
+            update_rows=self.update_rows,
             shuffle=int(shuffle),
             first_epoch=first_epoch,
             learning_rate=learning_rate,
@@ -178,11 +198,6 @@ class Session:
         return Progress(epochs, position, bool(diverged))
 
     @property
-    def update_rows(self) -> int:
-        """Samples of one update."""
-        return self._run.update_rows
-
-    @property
     def published_step(self) -> int:
         """Updates that the optimizer had made when ``theta`` and ``slots`` were written."""
         return int(self._run.cursor[epoch.PUBLISHED])
@@ -205,7 +220,7 @@ class Session:
         args = (network, self.parameters, data, self.work, optimizer, h, 0, len(data.X), np.uint64(0))
         loss = self._team.run(epoch.backpropagate, *args)
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)
-        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad, False, 0, 1)
+        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad[0], False, 0, 1)
         return float(loss), flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:
