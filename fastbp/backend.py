@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
-import numpy as np
+import sys
 
+import numpy as np
+from numba.core import event
+
+from .kernels.cpu.jit import ENTRIES
 from .kernels.cpu.session import Progress, Session
 from .kernels.problem import Data, Topology
 from .validation import choice
@@ -11,6 +15,23 @@ from .validation import choice
 __all__ = ["DEVICES", "Data", "Progress", "Session", "Topology", "open_session"]
 
 DEVICES = {"cpu": Session}
+
+
+class _Notice(event.Listener):
+    """Says that the first use on a machine compiles, so that nobody thinks it hangs."""
+
+    said = False
+
+    def on_start(self, event: event.Event) -> None:
+        if event.data["dispatcher"] in ENTRIES and not _Notice.said:
+            _Notice.said = True
+            print("fastbp: compiling for this processor, once; this takes some ten seconds", file=sys.stderr)
+
+    def on_end(self, event: event.Event) -> None:
+        pass
+
+
+event.register("numba:compile", _Notice())
 
 
 def open_session(

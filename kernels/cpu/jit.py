@@ -46,6 +46,8 @@ def _digest() -> str:
 
 
 DIGEST = _digest()
+#: All entry points.
+ENTRIES: list[Any] = []
 
 
 def entry(function: Callable) -> Callable:
@@ -56,6 +58,7 @@ def entry(function: Callable) -> Callable:
     """
     dispatcher: Any = _compile(function, cache=True)
     dispatcher._cache._cache_file._source_stamp = DIGEST
+    ENTRIES.append(dispatcher)
     return dispatcher
 
 

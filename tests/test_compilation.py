@@ -1,0 +1,95 @@
+"""What gets compiled, when, and into which instructions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+import subprocess
+import sys
+
+import pytest
+
+EVERYTHING = """
+import itertools, sys
+import numpy as np
+from numba.core import event
+import fastbp
+from fastbp.kernels.activations import ACTIVATIONS
+from fastbp.kernels.losses import LOSSES
+
+rng = np.random.default_rng(0)
+with event.install_recorder("numba:compile") as recorder:
+    for dtype, loss, activation in itertools.product(("float32", "float64"), LOSSES, ACTIVATIONS):
+        X = rng.normal(size=(40, 3))
+        y = rng.integers(0, 2, size=40) if loss == "cross_entropy" else rng.uniform(size=(40, 2))
+        net = fastbp.MLP((3, 5, 4, 2), activation=activation, loss=loss, dtype=dtype, dropout=0.1, random_state=0)
+        for optimizer in (fastbp.SGD(), fastbp.SGD(0.1, 0.9), fastbp.SGD(0.1, 0.9, True), "adam", "adamw"):
+            net.fit(X, y, optimizer=optimizer, epochs=1)
+        X.flags.writeable = False
+        net.fit(X, y, epochs=2, batch_size=7, accumulate=3, clip_norm=1.0, sample_weight=np.ones(40), threads=2,
+                shuffle=False, validation_data=(X[::2], y[::2]), schedule=lambda epoch: 0.1)
+        net.fit(np.asfortranarray(X), y.tolist(), batch_size=1, epochs=1)
+        net.train_on_batch(X[:1], y[:1])
+        net.loss_and_gradients(X, y)
+        net.evaluate(X, y)
+        net.predict(X)
+    fastbp.MLP((1, 1), bias=False).fit([[1.0], [2.0]], [1.0, 2.0], epochs=1)
+    fastbp.MLP((2,) * 12).fit(np.ones((3, 2)), np.ones((3, 2)), epochs=1)
+print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
+"""
+
+#: Assembly of the register tiles, compiled for the processor that the environment names; nothing is run.
+TILES = """
+from numba import types
+from fastbp.kernels.cpu.delta import product_times_derivative
+from fastbp.kernels.cpu.forward import product_plus_bias
+for element in (types.float32, types.float64):
+    place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
+    for product in (product_plus_bias, product_times_derivative):
+        product.compile((place, place, place, types.int64, types.int64, types.int64))
+        print(product.inspect_asm(product.signatures[-1]))
+"""
+
+
+def run(script: str, **environment: str) -> str:
+    return subprocess.run(
+        [sys.executable, "-c", script],
+        env=os.environ | environment,
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    ).stdout
+
+
+def test_nothing_is_compiled_once_the_cache_is_warm():
+    run(EVERYTHING)
+    assert run(EVERYTHING).strip() == "[]"
+
+
+def test_first_use_says_so_in_one_line_and_later_use_says_nothing(tmp_path):
+    script = "import fastbp; fastbp.MLP((2, 1)).fit([[1.0, 2.0]], [1.0], epochs=1)"
+    command = [sys.executable, "-c", script]
+    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
+    first, second = (
+        subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)
+    )
+    assert len(first.stderr.splitlines()) == 1
+    assert "compil" in first.stderr
+    assert second.stderr == first.stdout == second.stdout == ""
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86-64 processors")
+@pytest.mark.parametrize(
+    ("processor", "register", "instruction"),
+    [("skylake-avx512", "zmm", "vfmadd"), ("haswell", "ymm", "vfmadd"), ("nehalem", "xmm", "mulp[sd]")],
+)
+def test_tiles_fill_the_registers_of_each_processor(processor, register, instruction):
+    assembly = run(TILES, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+    loops = [block for block in re.split(r"\n(?=\.?L?BB)", assembly) if len(re.findall(instruction, block)) >= 2]
+    assert len(loops) >= 8
+    for loop in loops:
+        assert set(re.findall(r"%([xyz]mm)\d", loop)) == {register}
+        assert not re.search(r"mm\d+, -?\d*\(%rsp\)|\(%rsp\), %[xyz]mm", loop), f"a register is spilled:\n{loop}"
+    assert max(len(re.findall(instruction, loop)) for loop in loops) >= {"zmm": 24, "ymm": 12, "xmm": 8}[register]
+    assert not re.search(r"call\w*\s.*(fma|exp)", assembly)
