@@ -6,7 +6,7 @@ from ..elementary import exp, log
 from ..losses import LOSSES
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import inlined, routine, select
+from .jit import inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
 from .simd import LINE_BYTES, max_line, sum_line
 
@@ -55,7 +55,7 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
 
 
 def _compile_loss(row):
-    value, derivative = inlined(row.value), inlined(row.delta)
+    value, derivative = row_of(row.value), row_of(row.delta)
 
     def panel_loss(z, target, lse, weight, loss, delta, lanes):
         width = LINE_BYTES // z.itemsize
@@ -65,7 +65,7 @@ def _compile_loss(row):
             loss[i] = weight[i] * value(z[i], target[i], lse[i]) if inside else number(0)
             delta[i] = weight[i] * derivative(z[i], target[i], lse[i]) if inside else number(0)
 
-    return routine(panel_loss, row.value.__name__)
+    return row_of(panel_loss, row.value.__name__)
 
 
 #: ``panel_loss(code, (z, target, lse, weight, loss, delta, lanes))``: loss and delta, times weight, of the first

@@ -18,6 +18,11 @@ from .layout import N_OUT, NODE_OUT, convert, n_panels
 from .simd import LINE_BYTES, flush_subnormals, restore_subnormals
 from .team import barrier
 
+# Constants below are np.int64(...) where a callee is called elsewhere with a variable: for a literal, Numba would
+# compile it once more.
+
+# Optimizer.mode.
+FUSED, CLIPPED, NONE = range(3)
 # Words of Run.cursor.
 EPOCH, POSITION, STEP, DIVERGED, PUBLISHED = range(5)
 
@@ -31,14 +36,15 @@ class Optimizer(NamedTuple):
     hyper : float64 (n,)
     clip_norm : float
         Largest global norm of a gradient; infinite for none.
-    fused : int
-        1 to update in the gradient's epilogue, 0 to leave the gradient in ``Parameters.grad[0]``.
+    mode : int
+        ``FUSED`` to update with no look at the whole gradient, ``CLIPPED`` to clip it first, ``NONE`` to leave it in
+        ``Parameters.grad[0]``.
     """
 
     code: int
     hyper: np.ndarray
     clip_norm: float
-    fused: int
+    mode: int
 
 
 class Run(NamedTuple):
@@ -96,16 +102,16 @@ def total_weight(data, first, n_rows):
 @inlined
 def take_block(network, parameters, data, work, block, first, position, n_rows, key, scale, thread):
     """The whole way of a block of rows: forward, loss, and back."""
-    forward(network, parameters, data, work, block, first, position, n_rows, key, True)
+    forward(network, parameters, data, work, block, first, position, n_rows, key, np.int64(1))
     output_delta(network, data, work, block, first, position, n_rows, scale, thread)
     delta(network, parameters, work, block, n_rows)
 
 
-@entry
+@inlined
 def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, key, thread, n_threads):
     """Both phases of one update over ``n_rows`` samples from position ``first``; returns their mean loss.
 
-    With ``optimizer.fused`` the parameters are updated, otherwise the gradient is left in ``parameters.grad[0]``.
+    With ``optimizer.mode`` ``FUSED`` the parameters are updated, otherwise the gradient is in ``parameters.grad[0]``.
 
     A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
     whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations never
@@ -121,8 +127,8 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
             rows = min(block_rows, n_rows - position)
             take_block(network, parameters, data, work, block, first, position, rows, key, scale, thread)
         barrier(work.sync, n_threads)
-        into = UPDATE if optimizer.fused else 1
-        gradient(network, parameters, work, optimizer, h, 0, n_rows, into, thread, thread, n_threads)
+        into = UPDATE if optimizer.mode == FUSED else 1
+        gradient(network, parameters, work, optimizer, h, np.int64(0), n_rows, into, thread, thread, n_threads)
         for r in range(n_rows):  # every thread for itself, so that all know of a divergence
             loss += work.loss[r]
         barrier(work.sync, n_threads)
@@ -142,13 +148,14 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
                 position = chunk_first + block * block_rows
                 in_block = min(block_rows, chunk_first + rows - position)
                 take_block(network, parameters, data, work, base + block, first, position, in_block, key, scale, thread)
-            gradient(network, parameters, work, optimizer, h, base, rows, 2 * k + (chunk == begin), thread, 0, 1)
+            into = 2 * k + (chunk == begin)
+            gradient(network, parameters, work, optimizer, h, base, rows, into, thread, np.int64(0), np.int64(1))
             for r in range(rows):
                 slice_loss += work.loss[base * block_rows + r]
         work.slice_loss[k] = slice_loss
     barrier(work.sync, n_threads)
     reduce(network, parameters, n_slices, thread, n_threads)
-    if optimizer.fused:
+    if optimizer.mode == FUSED:
         apply(network, parameters, optimizer, h, parameters.W.dtype.type(1), thread, n_threads)
     for k in range(n_slices):
         loss += work.slice_loss[k]
@@ -168,9 +175,9 @@ def count_wrong(x):
 @entry
 def publish(network, parameters, run, thread, n_threads):
     """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
-    convert(network.layers, network.bias, run.theta, parameters.W, False, thread, n_threads)
+    convert(network.layers, network.bias, run.theta, parameters.W, np.int64(0), thread, n_threads)
     for k in range(len(run.slots)):
-        convert(network.layers, network.bias, run.slots[k], parameters.slots[k], False, thread, n_threads)
+        convert(network.layers, network.bias, run.slots[k], parameters.slots[k], np.int64(0), thread, n_threads)
     if thread == 0:
         run.cursor[PUBLISHED] = run.cursor[STEP]
 
@@ -180,7 +187,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
     """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
 
     Preconditions: WT is the transpose of W; ``parameters.grad`` has a row if an update has more than ``chunk_rows``
-    rows or the optimizer is not fused.
+    rows or ``optimizer.mode`` is not ``FUSED``.
     """
     control = flush_subnormals()
     n_samples = len(data.X)
@@ -203,7 +210,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         h = step_scalars(optimizer, work, thread, run.learning_rate[epoch], step)
         key = fold(epoch_key, position)
         loss = backpropagate(network, parameters, data, work, optimizer, h, position, rows, key, thread, n_threads)
-        if not optimizer.fused:
+        if optimizer.mode == CLIPPED:
             square_norms(network, parameters, thread, n_threads)
             barrier(work.sync, n_threads)
             scale = parameters.W.dtype.type(clipping_scale(parameters, optimizer.clip_norm))
@@ -245,7 +252,7 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
     key = np.uint64(0)
     for first in range(thread * work.block_rows, len(data.X), n_threads * work.block_rows):
         rows = min(work.block_rows, len(data.X) - first)
-        forward(network, parameters, data, work, thread, first, 0, rows, key, False)
+        forward(network, parameters, data, work, thread, first, np.int64(0), rows, key, np.int64(0))
         if z.size:
             for panel in range(n_panels(layer[N_OUT], width)):
                 for r in range(rows):
@@ -253,7 +260,7 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
                     for lane in range(min(width, layer[N_OUT] - panel * width)):
                         z[first + r, panel * width + lane] = work.a[line + lane]
         if losses.size:
-            output_delta(network, data, work, thread, first, 0, rows, 1.0, thread)
+            output_delta(network, data, work, thread, first, np.int64(0), rows, 1.0, thread)
             for r in range(rows):
                 losses[first + r] = work.loss[thread * work.block_rows + r]
     restore_subnormals(control)

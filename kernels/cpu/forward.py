@@ -3,7 +3,7 @@
 from ..activations import ACTIVATIONS
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import inlined, routine, select
+from .jit import inlined, routine, row_of, select
 from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import LINE_BYTES, copy_line
 
@@ -11,7 +11,7 @@ product_plus_bias = make_product(start="bias", finish="store")
 
 
 def _compile_activation(row):
-    value, derivative = inlined(row.value), inlined(row.derivative)
+    value, derivative = row_of(row.value), row_of(row.derivative)
 
     def activate(a, delta, training):
         if training:
@@ -23,7 +23,7 @@ def _compile_activation(row):
             for i in range(a.size):
                 a[i] = value(a[i])
 
-    return inlined(activate, row.value.__name__)
+    return row_of(activate, row.value.__name__)
 
 
 #: ``activate(code, (a, delta, training))``: z to f(z) in place, and f'(z) into delta, where the recursion wants it.

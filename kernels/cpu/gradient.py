@@ -9,7 +9,7 @@ from functools import cache
 from ..optimizers import OPTIMIZERS
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
-from .jit import inlined, routine, select
+from .jit import inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
 from .simd import LINE_BYTES, VECTORS
 
@@ -52,7 +52,7 @@ def _slot_access(n_slots):
         store_others(views, i, values)
         views[last][i] = values[last]
 
-    view, load, store = (inlined(function, str(n_slots)) for function in (view, load, store))
+    view, load, store = (row_of(function, str(n_slots)) for function in (view, load, store))
     return view, load, store
 
 
@@ -71,7 +71,7 @@ def _compile_update(row):
             W[i] = theta
             store(views, i, values)
 
-    return inlined(update, row.update.__name__)
+    return row_of(update, row.update.__name__)
 
 
 #: ``update(code, (W, slots, start, grad, h))``: the optimizer on ``grad.size`` parameters from ``W[start]``.

@@ -12,7 +12,7 @@ from .simd import switch
 _names: set[str] = set()
 
 
-def _compile(function: Callable, variant: str = "", **options: bool) -> Callable:
+def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
     # In machine code from the disk cache a function is known by its name, and the first one of a name serves all: two
     # closures of one name, cached by two processes, would be taken for each other.
     function.__qualname__ += variant and f"[{variant}]"
@@ -31,8 +31,17 @@ def routine(function: Callable, variant: str = "") -> Callable:
     return _compile(function, variant)
 
 
-def inlined(function: Callable, variant: str = "") -> Callable:
-    """Compile a function into its callers: a call would pass each array of a structure by eight words."""
+def inlined(function: Callable) -> Callable:
+    """Compile a function only as part of its callers, once in each.
+
+    A call would pass every array of a structure by eight words, and a library of its own would have all below it
+    optimised once more.
+    """
+    return _compile(function, inline="always")
+
+
+def row_of(function: Callable, variant: str = "") -> Callable:
+    """Compile a function for `select`, into its caller."""
     return _compile(function, variant, forceinline=True)
 
 

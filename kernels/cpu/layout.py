@@ -154,7 +154,7 @@ def n_panels(n, width):
 
 @entry
 def convert(layers, bias, theta, panels, into_panels, thread, n_threads):
-    """Copy theta, or a slot laid out like it, into panels or back; each thread copies its share.
+    """Copy theta, or a slot laid out like it, into panels (1) or back (0); each thread copies its share.
 
     Precondition: the padding of ``panels`` is zero.
     """

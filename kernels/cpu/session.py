@@ -133,12 +133,7 @@ class Session:
             _idle_teams[self.n_threads].append(self._team)
 
     def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
-        layout.convert(self.network.layers, self.network.bias, flat, panels, True, 0, 1)
-
-    def _keep_gradient(self) -> None:
-        size = self.parameters.W.size
-        grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(self._n_slices, size)
-        self.parameters = self.parameters._replace(grad=grad)
+        layout.convert(self.network.layers, self.network.bias, flat, panels, 1, 0, 1)
 
     def start(
         self,
@@ -153,11 +148,13 @@ class Session:
         first_epoch: int,
         clip_norm: float,
         theta: np.ndarray,
+        mode: int | None = None,
     ) -> None:
         """Prepare a training of ``len(learning_rate)`` epochs.
 
         ``theta`` and ``slots`` receive parameters and optimizer state after each epoch; ``step`` counts the updates
-        that the optimizer has made. The other arguments are those of `Run` and `Optimizer`.
+        that the optimizer has made. The other arguments are those of `Run` and `Optimizer`;
+        ``mode`` None follows from ``clip_norm``.
         """
         n_slots = OPTIMIZERS[rule].n_slots
         size = self.parameters.W.size
@@ -165,11 +162,14 @@ class Session:
         for flat, packed in zip(slots, panels, strict=True):
             self._pack(flat, packed)
         self.parameters = self.parameters._replace(slots=panels)
-        fused = not np.isfinite(clip_norm)
-        if not fused or self._n_slices > 1:
-            self._keep_gradient()
+        if mode is None:
+            mode = epoch.CLIPPED if np.isfinite(clip_norm) else epoch.FUSED
+        if mode != epoch.FUSED or self._n_slices > 1:
+            shape = self._n_slices, size
+            grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(shape)
+            self.parameters = self.parameters._replace(grad=grad)
         self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
-        self._optimizer = Optimizer(OPTIMIZERS[rule].code, hyper, clip_norm, int(fused))
+        self._optimizer = Optimizer(OPTIMIZERS[rule].code, hyper, clip_norm, mode)
         self._run = Run(
             update_rows=self.update_rows,
             shuffle=int(shuffle),
@@ -213,15 +213,24 @@ class Session:
 
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
         """Mean loss and flat gradient over all samples, dropout off."""
-        self._keep_gradient()
-        network = self.network._replace(dropout=np.zeros_like(self.network.dropout))
-        optimizer = Optimizer(OPTIMIZERS["sgd"].code, np.zeros(1), np.inf, 0)
-        h = (self.topology.dtype.type(0),) * N_SCALARS
-        args = (network, self.parameters, data, self.work, optimizer, h, 0, len(data.X), np.uint64(0))
-        loss = self._team.run(epoch.backpropagate, *args)
+        self.network = self.network._replace(dropout=np.zeros_like(self.network.dropout))
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)
-        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad[0], False, 0, 1)
-        return float(loss), flat
+        self.start(
+            data,
+            "sgd",
+            np.zeros(1),
+            np.empty((0, flat.size), flat.dtype),
+            0,
+            learning_rate=np.zeros(1),
+            shuffle=False,
+            first_epoch=0,
+            clip_norm=np.inf,
+            theta=flat,
+            mode=epoch.NONE,
+        )
+        self.train(1, 1)
+        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad[0], 0, 0, 1)
+        return float(self._run.loss[-1]) / _total_weight(data), flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Outputs before the link, (n_samples, n_out)."""
@@ -233,7 +242,11 @@ class Session:
         """Weighted mean loss."""
         losses = np.empty(len(data.X))
         self._evaluate(data, np.empty((0, 0), self.topology.dtype), losses)
-        return float(losses.sum() / (data.weight.sum(dtype=np.float64) if data.weight.size else len(losses)))
+        return float(losses.sum()) / _total_weight(data)
 
     def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
         self._team.run(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
+
+
+def _total_weight(data: Data) -> float:
+    return float(data.weight.sum(dtype=np.float64)) if data.weight.size else float(len(data.X))
