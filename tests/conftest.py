@@ -5,6 +5,8 @@ import zlib
 import numpy as np
 import pytest
 
+import fastbp.backend
+
 
 def pytest_addoption(parser):
     parser.addoption("--seed", type=int, default=0, help="draw other random cases (default 0)")
@@ -14,3 +16,9 @@ def pytest_addoption(parser):
 def rng(request):
     """A random generator of the test's own, from its name and --seed."""
     return np.random.default_rng([request.config.getoption("--seed"), zlib.crc32(request.node.name.encode())])
+
+
+@pytest.fixture(autouse=True, scope="session")
+def quiet_compilation():
+    """Which test compiles first is chance; the notice is tested in processes of its own."""
+    fastbp.backend._Notice.said = True
