@@ -5,7 +5,7 @@ from ..random import fold, uniform
 from .gemm import make_product
 from .jit import inlined, routine, row_of, select
 from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES, copy_line
+from .simd import LINE_BYTES, VECTORS, copy_line
 
 product_plus_bias = make_product(start="bias", finish="store")
 
@@ -84,26 +84,30 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
     gather(data, work, start, first + position, n_rows)
     for depth in range(len(layers)):
         layer = layers[depth]
-        panels = n_panels(layer[N_OUT], width)
         out = start + layer[NODE_OUT] * work.block_rows
-        product_plus_bias(
-            (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
-            (parameters.W, layer[W], (layer[N_IN] + 1) * width),
-            (work.a, out, panel_size),
-            layer[N_IN],
-            n_rows,
-            panels,
-        )
-        if depth + 1 == len(layers):
-            break
-        for panel in range(panels):
-            begin = out + panel * panel_size
-            a = work.a[begin : begin + n_rows * width]
-            delta = work.delta[begin : begin + n_rows * width]
-            activate(layer[ACTIVATION], (a, delta, training))
-            if training and network.dropout[depth] > 0.0:
-                panel_key = fold(fold(key, depth), panel)
-                drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
+        panels = n_panels(layer[N_OUT], width)
+        panel_weights = (layer[N_IN] + 1) * width
+        for first_panel in range(0, panels, VECTORS.panels):
+            group = min(VECTORS.panels, panels - first_panel)
+            begin = out + first_panel * panel_size
+            product_plus_bias(
+                (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
+                (parameters.W, layer[W] + first_panel * panel_weights, panel_weights),
+                (work.a, begin, panel_size),
+                layer[N_IN],
+                n_rows,
+                group,
+            )
+            if depth + 1 == len(layers):
+                continue
+            for panel in range(first_panel, first_panel + group):  # while z is in L1
+                a = work.a[begin : begin + n_rows * width]
+                delta = work.delta[begin : begin + n_rows * width]
+                activate(layer[ACTIVATION], (a, delta, training))
+                if training and network.dropout[depth] > 0.0:
+                    panel_key = fold(fold(key, depth), panel)
+                    drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
+                begin += panel_size
 
 
 @inlined

@@ -159,28 +159,24 @@ def convert(layers, bias, theta, panels, into_panels, thread, n_threads):
     Precondition: the padding of ``panels`` is zero.
     """
     width = LINE_BYTES // panels.itemsize
-    number = 0
     for row in layers:
         n_in, n_out = row[N_IN], row[N_OUT]
-        for panel in range(n_panels(n_out, width)):
-            number += 1
-            if number % n_threads != thread:
-                continue
-            lanes = n_out - panel * width
-            for i in range(n_in + bias):
-                line = row[W] + (panel * (n_in + 1) + i) * width
-                flat = row[THETA] + i * n_out + panel * width
-                if lanes >= width:
-                    if into_panels:
-                        copy_line(((theta, flat), (panels, line)))
-                    else:
-                        copy_line(((panels, line), (theta, flat)))
+        whole = n_out // width
+        # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
+        for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):
+            flat, line = row[THETA] + i * n_out, row[W] + i * width
+            for _ in range(whole):
+                if into_panels:
+                    copy_line(((theta, flat), (panels, line)))
                 else:
-                    for lane in range(lanes):
-                        if into_panels:
-                            panels[line + lane] = theta[flat + lane]
-                        else:
-                            theta[flat + lane] = panels[line + lane]
+                    copy_line(((panels, line), (theta, flat)))
+                flat += width
+                line += (n_in + 1) * width
+            for lane in range(n_out - whole * width):
+                if into_panels:
+                    panels[line + lane] = theta[flat + lane]
+                else:
+                    theta[flat + lane] = panels[line + lane]
 
 
 transpose_lines = make_transpose(VECTORS.columns)
