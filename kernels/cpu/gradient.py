@@ -11,10 +11,12 @@ from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS
+from .simd import LINE_BYTES, VECTORS, prefetch
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
+#: Parameters and slots of up to this size are close enough without prefetching.
+NEAR_BYTES = 1 << 18
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
 
@@ -118,6 +120,16 @@ def sum_tile(layer, work, base, block_size, n_rows, group, first, count, thread)
     return height
 
 
+@inlined
+def prefetch_parameters(parameters, start, count):
+    """Fetch lines of W and of the slots while their gradient is being summed."""
+    width = LINE_BYTES // parameters.W.itemsize
+    for line in range(start, start + count * width, width):
+        prefetch(((parameters.W, line),))
+        for k in range(len(parameters.slots)):
+            prefetch(((parameters.slots[k], line),))
+
+
 @routine
 def gradient(network, parameters, work, optimizer, h, block, n_rows, into, thread, part, n_parts):
     """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all tiles.
@@ -127,6 +139,7 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
     """
     width = LINE_BYTES // work.a.itemsize
     block_size = block_start(network.layers, work, 1)
+    is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
     total = 0
     for layer in network.layers:
         total += (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE * tiles_down(layer, network.bias)
@@ -141,6 +154,10 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
             count = min(TALL, n_in - first)
             if network.bias and number % down == down - 1:
                 first, count = n_in, 1
+            if into == UPDATE and is_far:
+                for p in range(min(WIDE, panels - group * WIDE)):
+                    line = layer[W] + ((group * WIDE + p) * (n_in + 1) + first) * width
+                    prefetch_parameters(parameters, line, count)
             height = sum_tile(layer, work, block * block_size, block_size, n_rows, group, first, count, thread)
             for p in range(min(WIDE, panels - group * WIDE)):
                 panel = group * WIDE + p

@@ -311,6 +311,15 @@ def _make_reduction(combine: Callable) -> Callable:
     return emit
 
 
+def _emit_prefetch(emitter, place):
+    builder, int32 = emitter.builder, ir.IntType(32)
+    place = builder.bitcast(place, ir.IntType(8).as_pointer())
+    for_writing, every_level, data = int32(1), int32(3), int32(1)
+    _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, for_writing, every_level, data)
+
+
+#: ``prefetch((place,))``: a line that will be read and written soon.
+prefetch = _line_intrinsic(_emit_prefetch, result=False)
 #: ``copy_line((source, target))``
 copy_line = _line_intrinsic(_emit_copy, result=False)
 #: ``sum_line((source,))``
