@@ -9,9 +9,9 @@ import numpy as np
 
 from fastbp.backend import Data, Topology, open_session
 from fastbp.kernels.cpu.delta import delta
-from fastbp.kernels.cpu.epoch import Optimizer
+from fastbp.kernels.cpu.epoch import FUSED, Optimizer
 from fastbp.kernels.cpu.forward import forward
-from fastbp.kernels.cpu.gradient import gradient
+from fastbp.kernels.cpu.gradient import UPDATE, gradient
 from fastbp.kernels.cpu.jit import entry
 from fastbp.kernels.optimizers import N_SCALARS, OPTIMIZERS
 
@@ -41,7 +41,7 @@ def run_delta(network, parameters, data, work, times):
 @entry
 def run_gradient(network, parameters, data, work, optimizer, h, times):
     for _ in range(times):
-        gradient(network, parameters, work, optimizer, h, len(data.X), True, True, 0, 1)
+        gradient(network, parameters, work, optimizer, h, 0, len(data.X), UPDATE, 0, 0, 1)
 
 
 class Kernels:
@@ -65,7 +65,7 @@ class Kernels:
             slots = np.zeros((rule.n_slots, session.parameters.W.size), f32)
             parameters = session.parameters._replace(slots=slots)
             self.args = session.network, parameters, data, session.work
-        self.update = Optimizer(rule.code, np.zeros(0), np.inf, 1), (f32.type(1e-3),) * N_SCALARS
+        self.update = Optimizer(rule.code, np.zeros(0), np.inf, FUSED), (f32.type(1e-3),) * N_SCALARS
 
     def track_forward(self, width):
         return seconds_each(lambda times: run_forward(*self.args, times))

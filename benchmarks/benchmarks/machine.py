@@ -110,7 +110,7 @@ def describe() -> dict[str, Any]:
         "processor": f"{_model_name()} ({llvmlite.binding.get_host_cpu_name()})",
         "cores": os.cpu_count(),
         "instruction_set": instruction_set(),
-        "system": platform.platform(),
+        "system": f"{platform.system()} {platform.machine()}",
         "python": platform.python_version(),
         "versions": versions,
     }
