@@ -516,14 +516,12 @@ def restore_subnormals(typingctx, state):
     return types.void(types.int64), codegen
 
 
-# ``yield_thread()`` gives the core to another thread; ``sleep_thread(microseconds)`` to nobody in particular.
+# ``sleep_thread(microseconds)``
 if os.name == "nt":
-    yield_thread = types.ExternalFunction("SwitchToThread", types.int32())
     _sleep = types.ExternalFunction("Sleep", types.void(types.uint32))
 
     @register_jitable
     def sleep_thread(microseconds):
         _sleep(max(1, microseconds // 1000))
 else:
-    yield_thread = types.ExternalFunction("sched_yield", types.int32())
     sleep_thread = types.ExternalFunction("usleep", types.int32(types.uint32))

@@ -7,14 +7,13 @@ from queue import SimpleQueue
 import numpy as np
 
 from .jit import inlined
-from .simd import atomic_add, atomic_load, relax, sleep_thread, yield_thread
+from .simd import atomic_add, atomic_load, relax, sleep_thread
 
 # Words of the barrier, each on a cache line of its own.
 ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
-#: Turns of the waiting loop: first spinning, some 10 microseconds; then offering the core to other threads each time;
-#: then, because on a busy machine the thread that all wait for may be none of those, sleeping.
+#: Turns of the spinning loop, some 10 microseconds, before a thread that waits goes to sleep. It does not yield first: on
+#: a busy machine that hands the core to a stranger for a whole time slice of milliseconds.
 SPINS = 400
-YIELDS = 100
 NAP_MICROSECONDS = 50
 
 
@@ -33,8 +32,6 @@ def barrier(sync, n_threads):
         turns += 1
         if turns < SPINS:
             relax()
-        elif turns < SPINS + YIELDS:
-            yield_thread()
         else:
             sleep_thread(NAP_MICROSECONDS)
 
