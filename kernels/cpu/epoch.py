@@ -11,7 +11,7 @@ import numpy as np
 
 from ..random import below, fold, mix
 from .delta import delta, output_delta
-from .forward import block_start, forward
+from .forward import block_start, forward, sample
 from .gradient import UPDATE, apply, clipping_scale, gradient, reduce, square_norms, step_scalars
 from .jit import entry, inlined, routine
 from .layout import N_OUT, NODE_OUT, convert, n_panels
@@ -95,7 +95,7 @@ def total_weight(data, first, n_rows):
         return float(n_rows)
     total = 0.0
     for position in range(first, first + n_rows):
-        total += data.weight[data.order[position] if data.order.size else position]
+        total += data.weight[sample(data, position)]
     return total
 
 

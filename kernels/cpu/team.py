@@ -64,16 +64,15 @@ class Team:
             self._done.put(error)
             del function, args
 
-    def run(self, function: Callable, *args):
-        """Call ``function(*args, thread, size)`` on every thread; return the caller's result when all are done."""
+    def run(self, function: Callable, *args) -> None:
+        """Call ``function(*args, thread, size)`` on every thread, and return when all are done."""
         for calls in self._calls:
             calls.put((function, args))
         errors = []
         try:
-            result = function(*args, 0, self.size)
+            function(*args, 0, self.size)
         finally:
             errors = [self._done.get() for _ in self._calls]
         for error in errors:
             if error is not None:
                 raise error
-        return result
