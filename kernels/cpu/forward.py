@@ -5,7 +5,10 @@ from ..random import fold, uniform
 from .gemm import make_product
 from .jit import inlined, routine, row_of, select
 from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES, VECTORS, copy_line
+from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_read
+
+#: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
+AHEAD = 16
 
 product_plus_bias = make_product(start="bias", finish="store")
 
@@ -37,12 +40,25 @@ def sample(data, position):
 
 
 @inlined
+def prefetch_sample(data, position, width):
+    """Fetch a sample from wherever it lies in memory: its features now, its targets for the loss."""
+    n = sample(data, position)
+    for lane in range(0, data.X.shape[1], width):
+        prefetch_to_read(((data.X[n], lane),))
+    if data.labels.size:
+        prefetch_to_read(((data.labels, n),))
+    elif data.targets.size:
+        prefetch_to_read(((data.targets[n], 0),))
+
+
+@inlined
 def gather(data, work, start, first, n_rows):
     """Copy the samples at positions ``first`` to ``first + n_rows`` into the panels at ``a[start]``."""
     n_in = data.X.shape[1]
     width = LINE_BYTES // work.a.itemsize
     whole = n_in // width
     for r in range(n_rows):
+        prefetch_sample(data, first + min(r + AHEAD, n_rows - 1), width)
         x = data.X[sample(data, first + r)]
         line = start + r * width
         for panel in range(whole):

@@ -11,7 +11,7 @@ from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS, prefetch
+from .simd import LINE_BYTES, VECTORS, prefetch_to_write
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -125,9 +125,9 @@ def prefetch_parameters(parameters, start, count):
     """Fetch lines of W and of the slots while their gradient is being summed."""
     width = LINE_BYTES // parameters.W.itemsize
     for line in range(start, start + count * width, width):
-        prefetch(((parameters.W, line),))
+        prefetch_to_write(((parameters.W, line),))
         for k in range(len(parameters.slots)):
-            prefetch(((parameters.slots[k], line),))
+            prefetch_to_write(((parameters.slots[k], line),))
 
 
 @routine

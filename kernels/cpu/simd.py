@@ -311,15 +311,20 @@ def _make_reduction(combine: Callable) -> Callable:
     return emit
 
 
-def _emit_prefetch(emitter, place):
-    builder, int32 = emitter.builder, ir.IntType(32)
-    place = builder.bitcast(place, ir.IntType(8).as_pointer())
-    for_writing, every_level, data = int32(1), int32(3), int32(1)
-    _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, for_writing, every_level, data)
+def _make_prefetch(for_writing: bool) -> Callable:
+    def emit(emitter, place):
+        builder, int32 = emitter.builder, ir.IntType(32)
+        place = builder.bitcast(place, ir.IntType(8).as_pointer())
+        every_level, data = int32(3), int32(1)
+        _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, int32(int(for_writing)), every_level, data)
+
+    return emit
 
 
-#: ``prefetch((place,))``: a line that will be read and written soon.
-prefetch = _line_intrinsic(_emit_prefetch, result=False)
+#: ``prefetch_to_read((place,))``: a line that will be read soon.
+prefetch_to_read = _line_intrinsic(_make_prefetch(for_writing=False), result=False)
+#: ``prefetch_to_write((place,))``: a line that will be read and written soon.
+prefetch_to_write = _line_intrinsic(_make_prefetch(for_writing=True), result=False)
 #: ``copy_line((source, target))``
 copy_line = _line_intrinsic(_emit_copy, result=False)
 #: ``sum_line((source,))``
