@@ -41,14 +41,23 @@ print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if 
 
 #: Assembly of the register tiles, compiled for the processor that the environment names; nothing is run.
 TILES = """
-from numba import types
+from numba import njit, types
 from fastbp.kernels.cpu.delta import product_times_derivative
 from fastbp.kernels.cpu.forward import product_plus_bias
+from fastbp.kernels.cpu.gemm import column_tile
+
+@njit(_nrt=False)
+def gradient_tile(code, a, b, c, depth, run):
+    column_tile(code, a, b, c, depth, run)
+
 for element in (types.float32, types.float64):
     place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
     for product in (product_plus_bias, product_times_derivative):
         product.compile((place, place, place, types.int64, types.int64, types.int64))
         print(product.inspect_asm(product.signatures[-1]))
+    panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
+    gradient_tile.compile((types.int64, place, panels, place, types.int64, types.int64))
+    print(gradient_tile.inspect_asm(gradient_tile.signatures[-1]))
 """
 
 

@@ -1,11 +1,13 @@
 """Products of panels, made of register tiles."""
 
+from itertools import product
+
 from .jit import routine
-from .simd import LINE_BYTES, VECTORS, Shape, make_tile
+from .simd import LINE_BYTES, VECTORS, Shape, make_tile, tile_code
 
 
-def _shapes(heights):
-    return [Shape(height, panels) for height in heights for panels in range(VECTORS.panels, 0, -1)]
+def _shapes(heights, ones=(False,)):
+    return [Shape(*shape) for shape in product(heights, range(VECTORS.panels, 0, -1), ones)]
 
 
 ROW_HEIGHTS = tuple(height for height in (VECTORS.rows, 2 * VECTORS.rows // 3, VECTORS.rows // 3) if height)
@@ -14,7 +16,7 @@ COLUMN_HEIGHTS = (VECTORS.columns, VECTORS.columns // 2)
 
 
 def make_product(start, finish):
-    """Make ``product(a, b, c, depth, n_rows, n_panels)``: C = A B for a block of rows.
+    """Make ``multiply(a, b, c, depth, n_rows, n_panels)``: C = A B for a block of rows.
 
     ``a = (array, start, panel stride)`` and ``c`` alike are row blocks in panels; ``b = (array, start, panel stride)``
     is weights in panels with ``depth`` lines each. ``start`` and ``finish`` are those of ``make_tile``.
@@ -24,7 +26,7 @@ def make_product(start, finish):
     tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
     widest = VECTORS.panels
 
-    def product(a, b, c, depth, n_rows, n_panels):
+    def multiply(a, b, c, depth, n_rows, n_panels):
         a_array, a_start, a_panel = a
         b_array, b_start, b_panel = b
         c_array, c_start, c_panel = c
@@ -38,10 +40,11 @@ def make_product(start, finish):
                 height = min(tallest, left)
                 rows = (a_array, a_start + row * width, a_panel)
                 out = (c_array, c_start + panel * c_panel + row * width, c_panel)
-                tile(8 * height + panels, rows, weights, out, depth, width)
+                tile(tile_code(height, panels, False), rows, weights, out, depth, width)
                 row += height
 
-    return routine(product, f"{start}, {finish}")
+    return routine(multiply, f"{start}, {finish}")
 
 
-column_tile = make_tile(_shapes(COLUMN_HEIGHTS), "column", "zero", "store")
+#: a^T delta, and with a row of ones the sum of delta.
+column_tile = make_tile(_shapes(COLUMN_HEIGHTS, ones=(True, False)), "column", "zero", "store")

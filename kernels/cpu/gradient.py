@@ -11,7 +11,7 @@ from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS, prefetch_to_write
+from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_write, tile_code
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -19,6 +19,8 @@ UPDATE = -1
 NEAR_BYTES = 1 << 18
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
+#: Lines of a tile in one panel: rows of grad_W, and grad_b.
+TILE_LINES = TALL + 1
 
 
 @routine
@@ -92,32 +94,38 @@ def step_scalars(optimizer, work, thread, learning_rate, step):
 
 
 @inlined
-def tiles_down(layer, bias):
-    """Tiles of one column of a layer's grid: those over n_in, then the bias."""
-    return (layer[N_IN] + TALL - 1) // TALL + bias
+def tiles_down(layer):
+    """Tiles of one column of a layer's grid; the last takes the bias along."""
+    return (layer[N_IN] + TALL - 1) // TALL
 
 
 @inlined
-def sum_tile(layer, work, base, block_size, n_rows, group, first, count, thread):
+def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, thread):
     """Sum rows ``first`` to ``first + count`` of grad_W over a chunk of rows, for one group of panels.
 
-    Row n_in of the grid is the bias, whose activation is 1. Leaves the tile in ``work.tile[thread]``, panel by
-    panel, and returns its height in lines. The chunk's blocks start at ``base``, ``block_size`` apart.
+    With ``ones`` grad_b follows them. Leaves the tile in ``work.tile[thread]``, with ``TILE_LINES`` lines to a panel.
+    The chunk's blocks start at ``base``, ``block_size`` apart.
     """
     block_rows = work.block_rows
     width = LINE_BYTES // work.a.itemsize
     panel_size = block_rows * width
     column = base + layer[NODE_OUT] * block_rows + group * WIDE * panel_size
-    delta = (work.delta, column, block_size, panel_size)
+    line = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
+    panels = min(WIDE, n_panels(layer[N_OUT], width) - group * WIDE)
     height = TALL if count > LOW else LOW
-    code = 8 * height + min(WIDE, n_panels(layer[N_OUT], width) - group * WIDE)
-    tile = (work.tile[thread], 0, height * width)
-    if first < layer[N_IN]:
-        line = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
-        column_tile(code, (work.a, line, block_size), delta, tile, n_rows, block_rows)
-    else:
-        column_tile(code, (work.ones, 0, 0), delta, tile, n_rows, block_rows)
-    return height
+    tile = work.tile[thread]
+    column_tile(
+        tile_code(height, panels, ones),
+        (work.a, line, block_size),
+        (work.delta, column, block_size, panel_size),
+        (tile, 0, TILE_LINES * width),
+        n_rows,
+        block_rows,
+    )
+    if ones and count < height:  # close the gap
+        for p in range(panels):
+            start = p * TILE_LINES * width
+            copy_line(((tile, start + height * width), (tile, start + count * width)))
 
 
 @inlined
@@ -142,40 +150,51 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
     is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
     total = 0
     for layer in network.layers:
-        total += (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE * tiles_down(layer, network.bias)
+        total += n_groups(layer, width) * tiles_down(layer)
     begin, end = total * part // n_parts, total * (part + 1) // n_parts
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
-        down = tiles_down(layer, network.bias)
-        n_tiles = (panels + WIDE - 1) // WIDE * down
+        down = tiles_down(layer)
+        n_tiles = n_groups(layer, width) * down
         for number in range(max(begin, 0), min(end, n_tiles)):
             group, first = number // down, number % down * TALL
             count = min(TALL, n_in - first)
-            if network.bias and number % down == down - 1:
-                first, count = n_in, 1
+            ones = network.bias & (first + count == n_in)
+            first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
             if into == UPDATE and is_far:
-                for p in range(min(WIDE, panels - group * WIDE)):
-                    line = layer[W] + ((group * WIDE + p) * (n_in + 1) + first) * width
-                    prefetch_parameters(parameters, line, count)
-            height = sum_tile(layer, work, block * block_size, block_size, n_rows, group, first, count, thread)
-            for p in range(min(WIDE, panels - group * WIDE)):
-                panel = group * WIDE + p
+                for panel in range(first_panel, last_panel):
+                    start = layer[W] + (panel * (n_in + 1) + first) * width
+                    prefetch_parameters(parameters, start, count + ones)
+            sum_tile(layer, work, block * block_size, block_size, n_rows, group, first, count, ones, thread)
+            for panel in range(first_panel, last_panel):
                 start = layer[W] + (panel * (n_in + 1) + first) * width
-                tile = work.tile[thread][p * height * width : (p * height + count) * width]
+                line = (panel - first_panel) * TILE_LINES * width
+                tile = work.tile[thread][line : line + (count + ones) * width]
                 if into == UPDATE:
                     update(optimizer.code, (parameters.W, parameters.slots, start, tile, h))
-                    if depth > 0 and first < n_in:
+                    if depth > 0:
                         transpose_rows(parameters, layer, panel, first, first + count)
                 else:
-                    grad = parameters.grad[into // 2][start : start + tile.size]
-                    if into % 2:
-                        for i in range(tile.size):
-                            grad[i] = tile[i]
-                    else:
-                        for i in range(tile.size):
-                            grad[i] += tile[i]
+                    keep(parameters.grad[into // 2][start : start + tile.size], tile, into % 2)
         begin, end = begin - n_tiles, end - n_tiles
+
+
+@inlined
+def n_groups(layer, width):
+    """Groups of ``WIDE`` panels of a layer's outputs."""
+    return (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE
+
+
+@inlined
+def keep(grad, tile, is_first):
+    """Set a part of the gradient, or add to it."""
+    if is_first:
+        for i in range(tile.size):
+            grad[i] = tile[i]
+    else:
+        for i in range(tile.size):
+            grad[i] += tile[i]
 
 
 @inlined

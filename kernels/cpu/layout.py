@@ -85,8 +85,6 @@ class Workspace(NamedTuple):
         Loss of each row times its weight.
     slice_loss : float64 (n_slices,)
         Loss of each slice of a batch of many chunks.
-    ones : 1-D
-        A panel of ones: the "activation" that a bias multiplies.
     tile : 2-D (n_threads, ...)
         Each thread's gradient tile.
     lines : 3-D (n_threads, 4, ...)
@@ -106,7 +104,6 @@ class Workspace(NamedTuple):
     delta: np.ndarray
     loss: np.ndarray
     slice_loss: np.ndarray
-    ones: np.ndarray
     tile: np.ndarray
     lines: np.ndarray
     rows: np.ndarray

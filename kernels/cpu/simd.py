@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable
+from itertools import product
 from typing import NamedTuple
 
 import llvmlite.binding
@@ -75,14 +76,17 @@ VECTORS = _choose_vectors()
 
 
 class Shape(NamedTuple):
-    """Rows and panels of a tile."""
+    """Rows and panels of a tile, and whether a row of ones, which are nowhere in memory, follows those of A."""
 
     height: int
     panels: int
+    ones: bool = False
 
-    @property
-    def code(self) -> int:
-        return 8 * self.height + self.panels
+
+@register_jitable
+def tile_code(height, panels, ones):
+    """What a tile of this shape is called by."""
+    return 32 * height + 2 * panels + ones
 
 
 def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
@@ -104,7 +108,7 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
     Returns
     -------
     intrinsic
-        ``tile(code, a, b, c, depth, run)``. ``code`` is that of one of the shapes. ``a = (array, start, stride)``,
+        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes. ``a = (array, start, stride)``,
         ``b = (array, start, stride, panel)`` and ``c = (array, start, panel)`` give where the tile's first element lies
         and, in elements, how far it is to the next run of k and to the next panel. The sum has ``depth >= 1`` terms,
         in runs of ``run`` that are contiguous lines of B; "row" needs ``run`` to be the panel's width.
@@ -119,8 +123,9 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
             other = builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
             for shape in shapes:
-                block = builder.append_basic_block(f"tile_{shape.height}x{shape.panels}")
-                switch.add_case(shape.code, block)
+                code = tile_code(*shape)
+                block = builder.append_basic_block(f"tile_{code}")
+                switch.add_case(code, block)
                 builder.position_at_end(block)
                 emitter.emit(shape, a, b, c, args[4], args[5], along, start, finish)
                 builder.branch(done)
@@ -215,7 +220,7 @@ class _Emitter:
             initial = [self.load(pointer) for pointer in line(past_weights, b_panel)] * shape.height
         else:
             zero = ir.Constant(vector, [0.0] * self.lanes)
-            initial = [zero] * (shape.height * len(line(b_first, b_panel)))
+            initial = [zero] * ((shape.height + shape.ones) * len(line(b_first, b_panel)))
 
         before = builder.block
         runs, terms, after, done = (
@@ -236,12 +241,17 @@ class _Emitter:
         sums = [self.phi(vector, value, runs) for value in sums_before]
         a_k = self.at(a_run, builder.mul(k, index(a_step)))
         b_k = [self.load(pointer) for pointer in line(self.at(b_run, builder.mul(k, index(width))), b_panel)]
-        results = []
-        for row in range(shape.height):
-            factor = self.broadcast(self.at(a_k, row * a_row))
-            results += [
-                self.multiply_add(factor, value, sums[len(b_k) * row + column]) for column, value in enumerate(b_k)
-            ]
+        elements = list(product(range(shape.height), range(len(b_k))))
+        if shape.height < len(b_k):  # the fewer ones of A and B stay in registers
+            elements.sort(key=lambda element: element[1])
+        factors, results = {}, list(sums)
+        for row, column in elements:
+            if row not in factors:
+                factors[row] = self.broadcast(self.at(a_k, row * a_row))
+            number = len(b_k) * row + column
+            results[number] = self.multiply_add(factors[row], b_k[column], sums[number])
+        if shape.ones:
+            results[-len(b_k) :] = [builder.fadd(*pair) for pair in zip(sums[-len(b_k) :], b_k, strict=True)]
         following = builder.add(k, index(1))
         k.add_incoming(following, terms)
         for node, value in zip(sums, results, strict=True):
@@ -258,7 +268,7 @@ class _Emitter:
         builder.cbranch(builder.icmp_signed(">", remaining, index(0)), runs, done)
 
         builder.position_at_end(done)
-        targets = [pointer for row in range(shape.height) for pointer in line(c_first, c_panel, row)]
+        targets = [pointer for row in range(shape.height + shape.ones) for pointer in line(c_first, c_panel, row)]
         for pointer, value in zip(targets, results, strict=True):
             self.store(builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
 
