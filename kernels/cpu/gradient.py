@@ -19,8 +19,11 @@ UPDATE = -1
 NEAR_BYTES = 1 << 18
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
-#: Lines of a tile in one panel: rows of grad_W, and grad_b.
-TILE_LINES = TALL + 1
+#: Rows of grad_W that are summed, tile by tile, before the update runs over them: enough to forget what a loop costs
+#: to start, few enough to stay in L1.
+STRIP_ROWS = 4 * TALL
+#: Lines of a strip in one panel: the rows, and grad_b.
+STRIP_LINES = STRIP_ROWS + 1
 
 
 @routine
@@ -94,38 +97,37 @@ def step_scalars(optimizer, work, thread, learning_rate, step):
 
 
 @inlined
-def tiles_down(layer):
-    """Tiles of one column of a layer's grid; the last takes the bias along."""
-    return (layer[N_IN] + TALL - 1) // TALL
+def strips_down(layer):
+    """Strips of one column of a layer's grid; the last takes the bias along."""
+    return (layer[N_IN] + STRIP_ROWS - 1) // STRIP_ROWS
 
 
 @inlined
-def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, thread):
+def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, strip, line):
     """Sum rows ``first`` to ``first + count`` of grad_W over a chunk of rows, for one group of panels.
 
-    With ``ones`` grad_b follows them. Leaves the tile in ``work.tile[thread]``, with ``TILE_LINES`` lines to a panel.
+    They come to lie in ``strip`` from ``line`` on, with ``STRIP_LINES`` lines to a panel; with ``ones`` grad_b follows.
     The chunk's blocks start at ``base``, ``block_size`` apart.
     """
     block_rows = work.block_rows
     width = LINE_BYTES // work.a.itemsize
     panel_size = block_rows * width
     column = base + layer[NODE_OUT] * block_rows + group * WIDE * panel_size
-    line = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
+    row = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
     panels = min(WIDE, n_panels(layer[N_OUT], width) - group * WIDE)
     height = TALL if count > LOW else LOW
-    tile = work.tile[thread]
     column_tile(
         tile_code(height, panels, ones),
-        (work.a, line, block_size),
+        (work.a, row, block_size),
         (work.delta, column, block_size, panel_size),
-        (tile, 0, TILE_LINES * width),
+        (strip, line * width, STRIP_LINES * width),
         n_rows,
         block_rows,
     )
     if ones and count < height:  # close the gap
         for p in range(panels):
-            start = p * TILE_LINES * width
-            copy_line(((tile, start + height * width), (tile, start + count * width)))
+            end = (p * STRIP_LINES + line) * width
+            copy_line(((strip, end + height * width), (strip, end + count * width)))
 
 
 @inlined
@@ -140,7 +142,7 @@ def prefetch_parameters(parameters, start, count):
 
 @routine
 def gradient(network, parameters, work, optimizer, h, block, n_rows, into, thread, part, n_parts):
-    """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all tiles.
+    """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all strips.
 
     ``into`` says what becomes of it: ``UPDATE`` the parameters, or else ``slot, is_first = divmod(into, 2)``: set
     ``parameters.grad[slot]``, or add to it.
@@ -150,34 +152,40 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
     is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
     total = 0
     for layer in network.layers:
-        total += n_groups(layer, width) * tiles_down(layer)
+        total += n_groups(layer, width) * strips_down(layer)
     begin, end = total * part // n_parts, total * (part + 1) // n_parts
+    strip = work.strip[thread]
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
-        down = tiles_down(layer)
-        n_tiles = n_groups(layer, width) * down
-        for number in range(max(begin, 0), min(end, n_tiles)):
-            group, first = number // down, number % down * TALL
-            count = min(TALL, n_in - first)
-            ones = network.bias & (first + count == n_in)
+        down = strips_down(layer)
+        n_strips = n_groups(layer, width) * down
+        for number in range(max(begin, 0), min(end, n_strips)):
+            group, first = number // down, number % down * STRIP_ROWS
+            last = min(first + STRIP_ROWS, n_in)
+            with_bias = network.bias & (last == n_in)
             first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
-            if into == UPDATE and is_far:
-                for panel in range(first_panel, last_panel):
-                    start = layer[W] + (panel * (n_in + 1) + first) * width
-                    prefetch_parameters(parameters, start, count + ones)
-            sum_tile(layer, work, block * block_size, block_size, n_rows, group, first, count, ones, thread)
+            for row in range(first, last, TALL):
+                count = min(TALL, last - row)
+                ones = with_bias & (row + count == last)
+                if into == UPDATE and is_far:
+                    for panel in range(first_panel, last_panel):
+                        start = layer[W] + (panel * (n_in + 1) + row) * width
+                        prefetch_parameters(parameters, start, count + ones)
+                sum_tile(
+                    layer, work, block * block_size, block_size, n_rows, group, row, count, ones, strip, row - first
+                )
             for panel in range(first_panel, last_panel):
                 start = layer[W] + (panel * (n_in + 1) + first) * width
-                line = (panel - first_panel) * TILE_LINES * width
-                tile = work.tile[thread][line : line + (count + ones) * width]
+                line = (panel - first_panel) * STRIP_LINES * width
+                grad = strip[line : line + (last - first + with_bias) * width]
                 if into == UPDATE:
-                    update(optimizer.code, (parameters.W, parameters.slots, start, tile, h))
+                    update(optimizer.code, (parameters.W, parameters.slots, start, grad, h))
                     if depth > 0:
-                        transpose_rows(parameters, layer, panel, first, first + count)
+                        transpose_rows(parameters, layer, panel, first, last)
                 else:
-                    keep(parameters.grad[into // 2][start : start + tile.size], tile, into % 2)
-        begin, end = begin - n_tiles, end - n_tiles
+                    keep(parameters.grad[into // 2][start : start + grad.size], grad, into % 2)
+        begin, end = begin - n_strips, end - n_strips
 
 
 @inlined
@@ -187,14 +195,14 @@ def n_groups(layer, width):
 
 
 @inlined
-def keep(grad, tile, is_first):
+def keep(grad, part, is_first):
     """Set a part of the gradient, or add to it."""
     if is_first:
-        for i in range(tile.size):
-            grad[i] = tile[i]
+        for i in range(part.size):
+            grad[i] = part[i]
     else:
-        for i in range(tile.size):
-            grad[i] += tile[i]
+        for i in range(part.size):
+            grad[i] += part[i]
 
 
 @inlined

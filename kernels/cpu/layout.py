@@ -85,8 +85,8 @@ class Workspace(NamedTuple):
         Loss of each row times its weight.
     slice_loss : float64 (n_slices,)
         Loss of each slice of a batch of many chunks.
-    tile : 2-D (n_threads, ...)
-        Each thread's gradient tile.
+    strip : 2-D (n_threads, ...)
+        Each thread's part of the gradient on its way to the update.
     lines : 3-D (n_threads, 4, ...)
         Each thread's targets, log-sum-exps, weights and losses of a panel.
     rows : 3-D (n_threads, 2, block_rows)
@@ -104,7 +104,7 @@ class Workspace(NamedTuple):
     delta: np.ndarray
     loss: np.ndarray
     slice_loss: np.ndarray
-    tile: np.ndarray
+    strip: np.ndarray
     lines: np.ndarray
     rows: np.ndarray
     scalars: np.ndarray
@@ -181,7 +181,7 @@ transpose_lines = make_transpose(VECTORS.columns)
 
 @inlined
 def transpose_rows(parameters, layer, panel, first, last):
-    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT; ``first`` is that of a gradient's tile."""
+    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT; ``first`` is that of a gradient's strip."""
     width = LINE_BYTES // parameters.W.itemsize
     n_in, n_out = layer[N_IN], layer[N_OUT]
     lanes = min(width, n_out - panel * width)

@@ -13,7 +13,7 @@ from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import Data, Topology, samples_alone
 from . import epoch, layout
 from .epoch import Optimizer, Run
-from .gradient import TILE_LINES
+from .gradient import STRIP_LINES
 from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
@@ -98,13 +98,13 @@ class Session:
         with _idle_lock:
             idle = _idle_teams[self.n_threads]
             self._team = idle.pop() if idle else Team(self.n_threads)
-        tile_size = VECTORS.panels * TILE_LINES * width
+        strip_size = VECTORS.panels * STRIP_LINES * width
         self.work = Workspace(
             a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
             slice_loss=np.zeros(self._n_slices),
-            tile=aligned_zeros(self.n_threads * tile_size, dtype).reshape(self.n_threads, tile_size),
+            strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
             rows=np.zeros((self.n_threads, 2, block_rows), dtype),
             scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
