@@ -21,7 +21,7 @@ from .team import Team
 #: A block has as many rows as keep its widest layer's activations in L2, so that weights are read seldom.
 BLOCK_BYTES = 1 << 20
 #: Gradients that are kept apart at most; more threads than these cannot share a large batch.
-MAX_SLICES = 32
+MAX_SLICES = 16
 #: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...
 CACHE_BYTES = 1 << 20
 #: ... unless the gradient, which is then added up in memory, would weigh more than a quarter of them.

@@ -11,9 +11,10 @@ from .simd import atomic_add, atomic_load, relax, sleep_thread
 
 # Words of the barrier, each on a cache line of its own.
 ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
-#: Turns of the spinning loop, some 10 microseconds, before a thread that waits goes to sleep. It does not yield first:
-#: on a busy machine that hands the core to a stranger for a whole time slice of milliseconds.
-SPINS = 400
+#: Turns of the spinning loop, some 60 microseconds, before a thread that waits goes to sleep: a nap takes twice as
+#: long, makes the others wait in their turn, and so is for a team that has lost a core. It does not yield first: on a
+#: busy machine that hands the core to a stranger for a whole time slice of milliseconds.
+SPINS = 2000
 NAP_MICROSECONDS = 50
 
 
