@@ -26,8 +26,10 @@ MAX_SLICES = 16
 CACHE_BYTES = 1 << 20
 #: ... unless the gradient, which is then added up in memory, would weigh more than a quarter of them.
 GRADIENT_SHARE = 4
-#: A thread is worth its barriers from this many floating-point operations per update on.
-FLOPS_PER_THREAD = 1_000_000
+#: A thread is worth its barriers from this many floating-point operations per update on ...
+FLOPS_PER_THREAD = 700_000
+#: ... where updating a parameter takes as long as this many of them.
+UPDATE_FLOPS = 50
 
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
 _idle_lock = threading.Lock()
@@ -89,7 +91,8 @@ class Session:
         chunk_rows = -(-update_rows // n_chunks)
         self._n_slices = min(n_chunks, MAX_SLICES)
         n_cores = os.cpu_count() or 1
-        self.n_threads = threads or max(1, min(n_cores, topology.flops(update_rows) // FLOPS_PER_THREAD))
+        flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
+        self.n_threads = threads or max(1, min(n_cores, flops // FLOPS_PER_THREAD))
         share = round_up(-(-chunk_rows // (1 if n_chunks > 1 else self.n_threads)), layout.ROW_STEP)
         in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
         block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
