@@ -1,12 +1,13 @@
 """Loss and delta recursion of a block of rows: delta[l-1] = (delta[l] @ W[l].T) * f'(z[l-1])."""
 
 import numpy as np
+from numba import int64
 
 from ..elementary import exp, log
 from ..losses import LOSSES
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import inlined, routine, row_of, select
+from .jit import Hook, inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
 from .simd import LINE_BYTES, max_line, sum_line
 
@@ -55,7 +56,7 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
 
 
 def _compile_loss(row):
-    value, derivative = row_of(row.value), row_of(row.delta)
+    value, derivative = inlined(row.value), inlined(row.delta)
 
     def panel_loss(z, target, lse, weight, loss, delta, lanes):
         width = LINE_BYTES // z.itemsize
@@ -68,9 +69,19 @@ def _compile_loss(row):
     return row_of(panel_loss, row.value.__name__)
 
 
-#: ``panel_loss(code, (z, target, lse, weight, loss, delta, lanes))``: loss and delta, times weight, of the first
-#: ``lanes`` lanes of a panel's lines, and zero in the others; all arrays are as long as z.
-panel_loss = select(list(LOSSES.values()), _compile_loss)
+_panel_loss = select(list(LOSSES.values()), _compile_loss)
+
+
+def panel_loss(code, z, target, lse, weight, loss, delta, lanes):
+    """Loss and delta, times weight, of the first ``lanes`` lanes of a panel's lines, and zero in the others.
+
+    All arrays are as long as z.
+    """
+    _panel_loss(code, (z, target, lse, weight, loss, delta, lanes))
+
+
+PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[real[::1]] * 6, int64))
+call_panel_loss = PANEL_LOSS.call
 
 
 @inlined
@@ -119,7 +130,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
         begin, lanes = start + panel * panel_size, n_out - panel * width
         fill_targets(data, first + position, n_rows, panel * width, lanes, width, target)
         z, delta = work.a[begin : begin + size], work.delta[begin : begin + size]
-        panel_loss(network.loss, (z, target, lse, weight, loss, delta, lanes))
+        call_panel_loss(network.loss_at, (network.loss, z, target, lse, weight, loss, delta, lanes))
         for r in range(n_rows):
             sums[r] += sum_line(((loss, r * width),))
 

@@ -32,7 +32,8 @@ class Optimizer(NamedTuple):
 
     Attributes
     ----------
-    code : int
+    code, prepare_at, update_at : int
+        Code of the rule, and addresses of its two functions.
     hyper : float64 (n,)
     clip_norm : float
         Largest global norm of a gradient; infinite for none.
@@ -42,6 +43,8 @@ class Optimizer(NamedTuple):
     """
 
     code: int
+    prepare_at: int
+    update_at: int
     hyper: np.ndarray
     clip_norm: float
     mode: int
@@ -59,8 +62,10 @@ class Run(NamedTuple):
     first_epoch : int
         Epochs that the network had seen before: they key the generator.
     learning_rate : float64 (n_epochs,)
-    loss : float64 (n_epochs + 1,)
-        Mean loss of each epoch; the last is the sum so far of the running one.
+    loss : float64 (n_epochs,)
+        Mean loss of each epoch.
+    sums : float64 (2,)
+        Of losses times weights, and of weights, so far in the running epoch.
     cursor : int64 (5,)
         Epochs done, position in the epoch, updates that the optimizer has made, 1 once diverged, and updates made when
         ``theta`` and ``slots`` were written.
@@ -73,6 +78,7 @@ class Run(NamedTuple):
     first_epoch: int
     learning_rate: np.ndarray
     loss: np.ndarray
+    sums: np.ndarray
     cursor: np.ndarray
     theta: np.ndarray
     slots: np.ndarray
@@ -88,7 +94,7 @@ def permute(order, key):
         order[i], order[j] = order[j], order[i]
 
 
-@routine
+@inlined
 def total_weight(data, first, n_rows):
     """Sum of the weights of the samples at positions ``first`` to ``first + n_rows``."""
     if data.weight.size == 0:
@@ -100,16 +106,25 @@ def total_weight(data, first, n_rows):
 
 
 @inlined
-def take_block(network, parameters, data, work, block, first, position, n_rows, key, scale, thread):
-    """The whole way of a block of rows: forward, loss, and back."""
-    forward(network, parameters, data, work, block, first, position, n_rows, key, np.int64(1))
-    output_delta(network, data, work, block, first, position, n_rows, scale, thread)
-    delta(network, parameters, work, block, n_rows)
+def take_blocks(
+    network, parameters, data, work, base, first, begin, end, key, scale, start, step, thread
+):
+    """Take rows ``begin`` to ``end`` of an update forward, to their loss, and back: every ``step``-th block.
+
+    The blocks' memory begins with number ``base``, their samples at position ``first`` of the epoch.
+    """
+    block_rows = work.block_rows
+    for block in range(start, (end - begin + block_rows - 1) // block_rows, step):
+        position = begin + block * block_rows
+        rows = min(block_rows, end - position)
+        forward(network, parameters, data, work, base + block, first, position, rows, key, np.int64(1))
+        output_delta(network, data, work, base + block, first, position, rows, scale, thread)
+        delta(network, parameters, work, base + block, rows)
 
 
 @inlined
-def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, key, thread, n_threads):
-    """Both phases of one update over ``n_rows`` samples from position ``first``; returns their mean loss.
+def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, weight, key, thread, n_threads):
+    """Both phases of an update over ``n_rows`` samples of that weight from position ``first``; returns their mean loss.
 
     With ``optimizer.mode`` ``FUSED`` the parameters are updated, otherwise the gradient is in ``parameters.grad[0]``.
 
@@ -117,48 +132,44 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
     whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations never
     leave its cache, and the slices' gradients are added up in order.
     """
-    total = total_weight(data, first, n_rows)
-    scale = 1.0 / total if total > 0.0 else 0.0
-    loss = 0.0
-    block_rows, chunk_rows = work.block_rows, work.chunk_rows
-    if n_rows <= chunk_rows:
-        for block in range(thread, (n_rows + block_rows - 1) // block_rows, n_threads):
-            position = block * block_rows
-            rows = min(block_rows, n_rows - position)
-            take_block(network, parameters, data, work, block, first, position, rows, key, scale, thread)
-        barrier(work.sync, n_threads)
-        into = UPDATE if optimizer.mode == FUSED else 1
-        gradient(network, parameters, work, optimizer, h, np.int64(0), n_rows, into, thread, thread, n_threads)
-        for r in range(n_rows):  # every thread for itself, so that all know of a divergence
-            loss += work.loss[r]
-        barrier(work.sync, n_threads)
-        return loss
-
+    scale = 1.0 / weight if weight > 0.0 else 0.0
+    chunk_rows = work.chunk_rows
     n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
-    n_slices = min(len(parameters.grad), n_chunks)
-    blocks_each = (chunk_rows + block_rows - 1) // block_rows
-    base = thread * blocks_each
-    for k in range(thread, n_slices, n_threads):
+    shared = n_chunks == 1
+    part, n_parts = (thread, n_threads) if shared else (0, 1)
+    base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
+    n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
+    for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
         slice_loss = 0.0
-        begin, end = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
-        for chunk in range(begin, end):
-            chunk_first = chunk * chunk_rows
-            rows = min(chunk_rows, n_rows - chunk_first)
-            for block in range((rows + block_rows - 1) // block_rows):
-                position = chunk_first + block * block_rows
-                in_block = min(block_rows, chunk_first + rows - position)
-                take_block(network, parameters, data, work, base + block, first, position, in_block, key, scale, thread)
-            into = 2 * k + (chunk == begin)
-            gradient(network, parameters, work, optimizer, h, base, rows, into, thread, np.int64(0), np.int64(1))
-            for r in range(rows):
-                slice_loss += work.loss[base * block_rows + r]
-        work.slice_loss[k] = slice_loss
+        first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
+        for chunk in range(first_chunk, last_chunk):
+            begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
+            take_blocks(
+                network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread
+            )
+            if shared:
+                barrier(work.sync, n_threads)
+            into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
+            gradient(network, parameters, work, optimizer, h, base, end - begin, into, thread, part, n_parts)
+            for r in range(base * work.block_rows, base * work.block_rows + end - begin):
+                slice_loss += work.loss[r]
+        work.slice_loss[thread if shared else k] = slice_loss
     barrier(work.sync, n_threads)
-    reduce(network, parameters, n_slices, thread, n_threads)
-    if optimizer.mode == FUSED:
-        apply(network, parameters, optimizer, h, parameters.W.dtype.type(1), thread, n_threads)
-    for k in range(n_slices):
-        loss += work.slice_loss[k]
+    if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
+        loss = work.slice_loss[thread]
+    else:
+        loss = 0.0
+        for k in range(n_slices):
+            loss += work.slice_loss[k]
+        reduce(network, parameters, n_slices, thread, n_threads)
+    if optimizer.mode == NONE or (shared and optimizer.mode == FUSED):
+        return loss
+    clip = parameters.W.dtype.type(1)
+    if optimizer.mode == CLIPPED:
+        square_norms(network, parameters, thread, n_threads)
+        barrier(work.sync, n_threads)
+        clip *= clipping_scale(parameters, optimizer.clip_norm)
+    apply(network, parameters, optimizer, h, clip, thread, n_threads)
     barrier(work.sync, n_threads)
     return loss
 
@@ -192,7 +203,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
     control = flush_subnormals()
     n_samples = len(data.X)
     epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
-    loss_sum = run.loss[-1]
+    loss_sum, weight_sum = run.sums[0], run.sums[1]
     diverged = False
     barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
     for _ in range(max_updates):
@@ -200,7 +211,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
             break
         epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
         if position == 0:
-            loss_sum = 0.0
+            loss_sum, weight_sum = 0.0, 0.0
             if run.shuffle:
                 if thread == 0:
                     permute(data.order, epoch_key)
@@ -209,22 +220,20 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         step += 1
         h = step_scalars(optimizer, work, thread, run.learning_rate[epoch], step)
         key = fold(epoch_key, position)
-        loss = backpropagate(network, parameters, data, work, optimizer, h, position, rows, key, thread, n_threads)
-        if optimizer.mode == CLIPPED:
-            square_norms(network, parameters, thread, n_threads)
-            barrier(work.sync, n_threads)
-            scale = parameters.W.dtype.type(clipping_scale(parameters, optimizer.clip_norm))
-            apply(network, parameters, optimizer, h, scale, thread, n_threads)
-            barrier(work.sync, n_threads)
+        weight = total_weight(data, position, rows)
+        loss = backpropagate(
+            network, parameters, data, work, optimizer, h, position, rows, weight, key, thread, n_threads
+        )
         diverged = not math.isfinite(loss)
-        loss_sum += loss * total_weight(data, position, rows)
+        loss_sum += loss * weight
+        weight_sum += weight
         position += rows
         if position == n_samples and not diverged:
             size = parameters.W.size
             share = parameters.W[size * thread // n_threads : size * (thread + 1) // n_threads]
             work.wrong[thread] = count_wrong(share)
             if thread == 0:
-                run.loss[epoch] = loss_sum / total_weight(data, 0, n_samples)
+                run.loss[epoch] = loss_sum / weight_sum
                 run.cursor[STEP] = step
             barrier(work.sync, n_threads)
             for other in range(n_threads):
@@ -235,7 +244,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
     if thread == 0:
         run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
         run.cursor[DIVERGED] = diverged
-        run.loss[-1] = loss_sum
+        run.sums[0], run.sums[1] = loss_sum, weight_sum
     restore_subnormals(control)
 
 

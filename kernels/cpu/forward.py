@@ -1,10 +1,12 @@
 """Forward pass of a block of rows: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
 
+from numba import int64
+
 from ..activations import ACTIVATIONS
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import inlined, routine, row_of, select
-from .layout import ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
+from .jit import Hook, inlined, routine, row_of, select
+from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_read
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
@@ -14,7 +16,7 @@ product_plus_bias = make_product(start="bias", finish="store")
 
 
 def _compile_activation(row):
-    value, derivative = row_of(row.value), row_of(row.derivative)
+    value, derivative = inlined(row.value), inlined(row.derivative)
 
     def activate(a, delta, training):
         if training:
@@ -29,8 +31,16 @@ def _compile_activation(row):
     return row_of(activate, row.value.__name__)
 
 
-#: ``activate(code, (a, delta, training))``: z to f(z) in place, and f'(z) into delta, where the recursion wants it.
-activate = select(list(ACTIVATIONS.values()), _compile_activation)
+_activate = select(list(ACTIVATIONS.values()), _compile_activation)
+
+
+def activate(code, a, delta, training):
+    """z to f(z) in place, and in training f'(z) into delta, where the recursion wants it."""
+    _activate(code, (a, delta, training))
+
+
+ACTIVATE = Hook(activate, lambda real: (int64, real[::1], real[::1], int64))
+call_activate = ACTIVATE.call
 
 
 @inlined
@@ -119,7 +129,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             for panel in range(first_panel, first_panel + group):  # while z is in L1
                 a = work.a[begin : begin + n_rows * width]
                 delta = work.delta[begin : begin + n_rows * width]
-                activate(layer[ACTIVATION], (a, delta, training))
+                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], a, delta, training))
                 if training and network.dropout[depth] > 0.0:
                     panel_key = fold(fold(key, depth), panel)
                     drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)

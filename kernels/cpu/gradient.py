@@ -6,10 +6,12 @@ The sum of a tile runs over the rows in order, whichever thread owns it.
 import math
 from functools import cache
 
-from ..optimizers import OPTIMIZERS
+from numba.types import UniTuple, float64, int64
+
+from ..optimizers import N_SCALARS, OPTIMIZERS
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
-from .jit import inlined, routine, row_of, select
+from .jit import Hook, inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
 from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_write, tile_code
 
@@ -63,11 +65,8 @@ def _slot_access(n_slots):
     return view, load, store
 
 
-_compile = cache(routine)
-
-
 def _compile_update(row):
-    rule, (view, load, store) = routine(row.update), _slot_access(row.n_slots)
+    rule, (view, load, store) = inlined(row.update), _slot_access(row.n_slots)
 
     def update(W, slots, start, grad, h):
         # Views that begin at 0: an index that might be negative would keep the loop from being vectorised.
@@ -81,17 +80,31 @@ def _compile_update(row):
     return row_of(update, row.update.__name__)
 
 
-#: ``update(code, (W, slots, start, grad, h))``: the optimizer on ``grad.size`` parameters from ``W[start]``.
-update = select(list(OPTIMIZERS.values()), _compile_update)
-#: ``prepare(code, (h, hyper, learning_rate, step))``: the scalars of one step.
-prepare = select(list(OPTIMIZERS.values()), lambda row: _compile(row.prepare))
+_update = select(list(OPTIMIZERS.values()), _compile_update)
+_compile = cache(routine)
+_prepare = select(list(OPTIMIZERS.values()), lambda row: _compile(row.prepare))
+
+
+def update(code, W, slots, start, grad, h):
+    """The optimizer on ``grad.size`` parameters from ``W[start]``."""
+    _update(code, (W, slots, start, grad, h))
+
+
+def prepare(code, h, hyper, learning_rate, step):
+    """The scalars of one step."""
+    _prepare(code, (h, hyper, learning_rate, step))
+
+
+UPDATE_RULE = Hook(update, lambda real: (int64, real[::1], real[:, ::1], int64, real[::1], UniTuple(real, N_SCALARS)))
+PREPARE = Hook(prepare, lambda real: (int64, float64[::1], float64[::1], float64, int64))
+call_update, call_prepare = UPDATE_RULE.call, PREPARE.call
 
 
 @routine
 def step_scalars(optimizer, work, thread, learning_rate, step):
     """A step's optimizer scalars in the precision of the parameters."""
     h = work.scalars[thread]
-    prepare(optimizer.code, (h, optimizer.hyper, learning_rate, step))
+    call_prepare(optimizer.prepare_at, (optimizer.code, h, optimizer.hyper, learning_rate, step))
     number = work.a.dtype.type
     return number(h[0]), number(h[1]), number(h[2]), number(h[3]), number(h[4]), number(h[5])
 
@@ -180,7 +193,7 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
                 line = (panel - first_panel) * STRIP_LINES * width
                 grad = strip[line : line + (last - first + with_bias) * width]
                 if into == UPDATE:
-                    update(optimizer.code, (parameters.W, parameters.slots, start, grad, h))
+                    call_update(optimizer.update_at, (optimizer.code, parameters.W, parameters.slots, start, grad, h))
                     if depth > 0:
                         transpose_rows(parameters, layer, panel, first, last)
                 else:
@@ -261,6 +274,6 @@ def apply(network, parameters, optimizer, h, scale, thread, n_threads):
         if scale != 1.0:
             for i in range(grad.size):
                 grad[i] *= scale
-        update(optimizer.code, (parameters.W, parameters.slots, start, grad, h))
+        call_update(optimizer.update_at, (optimizer.code, parameters.W, parameters.slots, start, grad, h))
         if depth > 0:
             transpose_rows(parameters, network.layers[depth], panel, 0, network.layers[depth, N_IN])

@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from numba import njit
+from numba.np.numpy_support import from_dtype
 
-from .simd import switch
+from .simd import make_call, switch
 
 _names: set[str] = set()
 
@@ -31,13 +32,13 @@ def routine(function: Callable, variant: str = "") -> Callable:
     return _compile(function, variant)
 
 
-def inlined(function: Callable) -> Callable:
+def inlined(function: Callable, variant: str = "") -> Callable:
     """Compile a function only as part of its callers, once in each.
 
     A call would pass every array of a structure by eight words, and a library of its own would have all below it
     optimised once more.
     """
-    return _compile(function, inline="always")
+    return _compile(function, variant, inline="always")
 
 
 def row_of(function: Callable, variant: str = "") -> Callable:
@@ -69,6 +70,29 @@ def entry(function: Callable) -> Callable:
     dispatcher._cache._cache_file._source_stamp = DIGEST
     ENTRIES.append(dispatcher)
     return dispatcher
+
+
+class Hook:
+    """An entry point that kernels call by its address: it is compiled and optimised once, by itself, and a function
+    of the user's can take its place.
+
+    Attributes
+    ----------
+    call : intrinsic
+        ``call(address, args)`` in kernels.
+    """
+
+    def __init__(self, function: Callable, kinds: Callable):
+        """``kinds(real)`` gives the types of the arguments for numbers of type ``real``."""
+        self._dispatcher, self._kinds = entry(function), kinds
+        self.call = make_call(kinds)
+
+    def address(self, dtype) -> int:
+        """Where the machine code for numbers of this type lies; it stays there."""
+        kinds = self._kinds(from_dtype(dtype))
+        self._dispatcher.compile(kinds)
+        compiled = self._dispatcher.overloads[kinds]
+        return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 
 def select(rows: list, compile_row: Callable) -> Callable:

@@ -20,7 +20,7 @@ from .jit import entry, inlined
 from .simd import LINE_BYTES, VECTORS, copy_line, make_transpose
 
 # Columns of Network.layers.
-N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION = range(8)
+N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION, ACTIVATE_AT = range(9)
 
 #: Rows are padded to a multiple of this, so that the lowest tile always fits.
 ROW_STEP = max(1, VECTORS.rows // 3)
@@ -31,11 +31,11 @@ class Network(NamedTuple):
 
     Attributes
     ----------
-    layers : int64 (n_layers, 8)
+    layers : int64 (n_layers, 9)
         Per layer: n_in, n_out, the lanes that precede its input and its output in a block, where W, WT and theta
-        start, and the activation's code (-1 for the output layer).
-    loss : int
-        Code of the loss.
+        start, and the activation's code and address (both 0 for the output layer).
+    loss, loss_at : int
+        Code and address of the loss.
     softmax : int
         1 if the loss couples the outputs of a row by a softmax, else 0.
     bias : int
@@ -48,6 +48,7 @@ class Network(NamedTuple):
 
     layers: np.ndarray
     loss: int
+    loss_at: int
     softmax: int
     bias: int
     dropout: np.ndarray
@@ -83,8 +84,8 @@ class Workspace(NamedTuple):
         Activations and deltas, in blocks of ``block_rows``: of one chunk, or of one for each thread.
     loss : float64 (rows of all blocks,)
         Loss of each row times its weight.
-    slice_loss : float64 (n_slices,)
-        Loss of each slice of a batch of many chunks.
+    slice_loss : float64 (max(n_slices, n_threads),)
+        Loss of each slice of a batch of many chunks, or of the batch as each thread has summed it.
     strip : 2-D (n_threads, ...)
         Each thread's part of the gradient on its way to the update.
     lines : 3-D (n_threads, 4, ...)
@@ -130,13 +131,14 @@ def aligned_zeros(size: int, dtype) -> np.ndarray:
     return memory[skip : skip + size]
 
 
-def layer_table(layer_sizes, activations, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
+def layer_table(layer_sizes, activations, activate_at: int, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
     """The table ``Network.layers``, the sizes of W and WT, and the lanes of a row through all layers."""
     width = panel_width(dtype)
     rows, node, w, wt, theta = [], 0, 0, 0, 0
     for depth, (n_in, n_out) in enumerate(pairwise(layer_sizes)):
         next_node = node + round_up(n_in, width)
-        rows.append((n_in, n_out, node, next_node, w, wt, theta, activations[depth]))
+        activation = (activations[depth], activate_at) if depth < len(activations) else (0, 0)
+        rows.append((n_in, n_out, node, next_node, w, wt, theta, *activation))
         node = next_node
         w += round_up(n_out, width) * (n_in + 1)
         wt += round_up(n_in, width) * n_out if depth else 0

@@ -12,8 +12,10 @@ from ..losses import LOSSES
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import Data, Topology, samples_alone
 from . import epoch, layout
+from .delta import PANEL_LOSS
 from .epoch import Optimizer, Run
-from .gradient import STRIP_LINES
+from .forward import ACTIVATE
+from .gradient import PREPARE, STRIP_LINES, UPDATE_RULE
 from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
@@ -76,13 +78,15 @@ class Session:
         self.update_rows = update_rows = update_rows or batch_rows
         dtype = topology.dtype
         width = panel_width(dtype)
-        codes = [ACTIVATIONS[name].code for name in topology.activations] + [-1]
-        layers, w_size, wt_size, lanes = layout.layer_table(topology.layer_sizes, codes, topology.bias, dtype)
+        codes = [ACTIVATIONS[name].code for name in topology.activations]
+        layers, w_size, wt_size, lanes = layout.layer_table(
+            topology.layer_sizes, codes, ACTIVATE.address(dtype), topology.bias, dtype
+        )
         dropout = np.full(len(layers), topology.dropout)
         dropout[-1] = 0.0
         loss = LOSSES[topology.loss]
         self.network = Network(
-            layers, loss.code, int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
+            layers, loss.code, PANEL_LOSS.address(dtype), int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
         )
         row_bytes = 2 * lanes * dtype.itemsize
         limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // lanes))
@@ -106,7 +110,7 @@ class Session:
             a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
-            slice_loss=np.zeros(self._n_slices),
+            slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
             rows=np.zeros((self.n_threads, 2, block_rows), dtype),
@@ -171,13 +175,21 @@ class Session:
             grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(shape)
             self.parameters = self.parameters._replace(grad=grad)
         self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
-        self._optimizer = Optimizer(OPTIMIZERS[rule].code, hyper, clip_norm, mode)
+        self._optimizer = Optimizer(
+            OPTIMIZERS[rule].code,
+            PREPARE.address(self.topology.dtype),
+            UPDATE_RULE.address(self.topology.dtype),
+            hyper,
+            clip_norm,
+            mode,
+        )
         self._run = Run(
             update_rows=self.update_rows,
             shuffle=int(shuffle),
             first_epoch=first_epoch,
             learning_rate=learning_rate,
-            loss=np.zeros(len(learning_rate) + 1),
+            loss=np.zeros(len(learning_rate)),
+            sums=np.zeros(2),
             cursor=np.array([0, 0, step, 0, step]),
             theta=theta,
             slots=slots,
@@ -207,7 +219,7 @@ class Session:
     @property
     def losses(self) -> np.ndarray:
         """Mean training loss of each epoch."""
-        return self._run.loss[:-1]
+        return self._run.loss
 
     def publish(self) -> None:
         """Write parameters and optimizer state as they stand into ``theta`` and ``slots`` of `start`."""
@@ -232,7 +244,8 @@ class Session:
         )
         self.train(1, 1)
         layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad[0], 0, 0, 1)
-        return float(self._run.loss[-1]) / _total_weight(data), flat
+        loss, weight = self._run.sums
+        return float(loss / weight), flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Outputs before the link, (n_samples, n_out)."""

@@ -418,6 +418,33 @@ def switch(routines: dict[int, Callable]) -> Callable:
     return select
 
 
+def make_call(kinds: Callable) -> Callable:
+    """Make an intrinsic ``call(address, args)`` of a compiled function without a result.
+
+    ``kinds(real)`` gives the types of its arguments for arrays of an element type, that of the first array in
+    ``args``; there is no check of the address.
+    """
+
+    @intrinsic
+    def call(typingctx, address, args):
+        real = next(kind.dtype for kind in args if isinstance(kind, types.Array))
+        wanted = kinds(real)
+
+        def codegen(context, builder, signature, values):
+            given = cgutils.unpack_tuple(builder, values[1])
+            function = context.call_conv.get_function_type(types.none, wanted)
+            pointer = builder.inttoptr(values[0], function.as_pointer())
+            converted = [
+                context.cast(builder, value, kind, to) for value, kind, to in zip(given, args, wanted, strict=True)
+            ]
+            context.call_conv.call_function(builder, pointer, types.none, wanted, converted)
+            return context.get_dummy_value()
+
+        return types.void(types.int64, args), codegen
+
+    return call
+
+
 def _element(context, builder, array_type, array, position):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [position], source_etype=ir.IntType(64))
