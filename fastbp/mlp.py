@@ -18,7 +18,8 @@ from . import io, parameters, validation
 from .backend import Data, Session, Topology, open_session
 from .history import History
 from .kernels.activations import ACTIVATIONS
-from .kernels.losses import LOSSES
+from .kernels.losses import LOSSES, Loss
+from .kernels.problem import Choice
 from .optimizers import Adam, Optimizer, as_optimizer
 from .validation import DivergedError
 
@@ -39,17 +40,26 @@ class MLP:
     layer_sizes : sequence of int
         Widths from input to output: (64, 128, 10). Two widths make a single layer.
     activation : str or sequence of str
-        A name, or one name per hidden layer: identity, logistic, tanh, relu.
+        One for all hidden layers, or one for each: identity, logistic, tanh, relu, leaky_relu(negative_slope=0.01),
+        elu(alpha=1), selu, celu(alpha=1), gelu, gelu_tanh, silu, mish, softplus, softsign, hard_sigmoid, hard_swish,
+        relu6, sine(omega=30). A setting may be given, as in "leaky_relu(negative_slope=0.2)". Definitions are
+        PyTorch's; sine is sin(omega z).
     loss : str
-        "squared_error" (mean over samples of 1/2 sum_k (y_k - t_k)^2; predictions are z), "cross_entropy" (softmax;
-        targets are labels (n_samples,) or probabilities (n_samples, n_out)), or "binary_cross_entropy" (logistic;
-        one or more independent targets from 0 to 1, summed over outputs).
+        Summed over outputs, averaged over samples; settings are given as those of activations. With predictions z
+        for real targets: squared_error (1/2 (z - t)^2), absolute_error, huber(delta=1), log_cosh, quantile(q=0.5).
+        With predictions exp(z): poisson (counts), gamma (positive targets), as scikit-learn's half deviances without
+        what depends on the target alone. "cross_entropy(label_smoothing=0)": softmax; targets are labels
+        (n_samples,) or probabilities (n_samples, n_out). With independent targets from 0 to 1:
+        binary_cross_entropy(label_smoothing=0) and focal(gamma=2), whose predictions are logistic(z), hinge and
+        squared_hinge, whose predictions are z.
     dropout : float
         Probability, below 1, of dropping a hidden unit in training; the others are scaled up.
     normalization : None
         Reserved.
-    initializer : str, optional
-        "glorot_uniform" or "he_uniform". None takes he_uniform in front of a relu and glorot_uniform elsewhere.
+    initializer : str, number or array, optional
+        glorot_, he_ or lecun_uniform or _normal, orthogonal, siren or zeros; a number for all weights; or an array
+        (n_parameters,) for theta. Biases start at 0. None takes what fits the activation that follows: siren for a
+        sine, lecun_normal for selu, he_uniform for the relu family, glorot_uniform elsewhere.
     bias : bool
         Whether layers have biases.
     dtype : {"float32", "float64"}
@@ -84,26 +94,25 @@ class MLP:
         loss: str = "squared_error",
         dropout: float = 0.0,
         normalization: None = None,
-        initializer: str | None = None,
+        initializer: Any = None,
         bias: bool = True,
         dtype: Any = "float32",
         random_state: int | None = None,
     ):
         sizes = _layer_sizes(layer_sizes)
-        names = _activations(activation, len(sizes) - 2)
-        if validation.choice("loss", loss, LOSSES) and LOSSES[loss].softmax and sizes[-1] < 2:
+        activations = _activations(activation, len(sizes) - 2)
+        chosen = validation.row("loss", loss, LOSSES)
+        if LOSSES[chosen.name].softmax and sizes[-1] < 2:
             raise ValueError(
-                f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
+                f"loss {chosen.name!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
                 f"a single output takes 'binary_cross_entropy'"
             )
         if normalization is not None:
             raise ValueError(f"normalization must be None, it is {normalization!r}")
-        if initializer is not None:
-            validation.choice("initializer", initializer, parameters.INITIALIZERS)
         if not isinstance(bias, bool):
             raise TypeError(f"bias must be True or False, it is {bias!r}")
         self.dropout = validation.number_in("dropout", dropout, at_least=0, below=1)
-        self._topology = Topology(sizes, names, loss, bias, self.dropout, _dtype(dtype), _seed(random_state))
+        self._topology = Topology(sizes, activations, chosen, bias, self.dropout, _dtype(dtype), _seed(random_state))
         self._theta = parameters.initialize(self._topology, initializer)
         self.weights, self.biases = parameters.views(self._topology, self._theta)
         self._optimizer = Adam()
@@ -113,12 +122,20 @@ class MLP:
         self.epochs = 0
 
     layer_sizes = property(lambda self: self._topology.layer_sizes, doc="Widths from input to output.")
-    activations = property(lambda self: self._topology.activations, doc="One name per hidden layer.")
-    loss = property(lambda self: self._topology.loss, doc="Name of the loss.")
+    loss = property(lambda self: validation.spec(self._topology.loss, LOSSES), doc="The loss, as it can be given.")
     bias = property(lambda self: self._topology.bias, doc="Whether layers have biases.")
     dtype = property(lambda self: self._topology.dtype, doc="numpy.dtype of parameters and arithmetic.")
     random_state = property(lambda self: self._topology.seed, doc="The seed.")
     n_parameters = property(lambda self: self._topology.n_parameters, doc="Length of theta.")
+
+    @property
+    def activations(self) -> tuple[str, ...]:
+        """One per hidden layer, as they can be given."""
+        return tuple(validation.spec(activation, ACTIVATIONS) for activation in self._topology.activations)
+
+    @property
+    def _loss(self) -> Loss:
+        return LOSSES[self._topology.loss.name]
 
     @property
     def theta(self) -> np.ndarray:
@@ -443,7 +460,7 @@ class MLP:
         ------
         ValueError, TypeError
         """
-        return LOSSES[self.loss].link(self.forward(X))
+        return self._loss.link(self.forward(X))
 
     def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
         """Quality on data: "loss", the weighted mean, and for classification losses "accuracy".
@@ -456,10 +473,10 @@ class MLP:
         ValueError, TypeError
         """
         data = self._data(X, y, sample_weight)
-        kind = LOSSES[self.loss].targets
+        kind = self._loss.targets
         with self._session(min(EVALUATION_ROWS, len(data.X))) as session:
             result = {"loss": session.loss(data)}
-            if kind == "real":
+            if kind not in ("labels", "binary"):
                 return result
             z = session.forward(data.X)
         if kind == "labels":
@@ -512,7 +529,7 @@ class MLP:
 
     def _data(self, X: Any, y: Any, sample_weight: Any = None, *, prefix: str = "") -> Data:
         X = self._samples(X, f"{prefix}X")
-        kind = LOSSES[self.loss].targets
+        kind = self._loss.targets
         targets, labels = validation.targets(f"{prefix}y", y, kind, len(X), self.layer_sizes[-1], self.dtype)
         weight = validation.weights(f"{prefix}sample_weight", sample_weight, len(X), self.dtype)
         return Data(X, targets, labels, weight, np.zeros(0, np.int64))
@@ -578,14 +595,14 @@ def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(validation.count("layer_sizes' widths", n) for n in sizes)
 
 
-def _activations(activation: str | Sequence[str], n_hidden: int) -> tuple[str, ...]:
+def _activations(activation: str | Sequence[str], n_hidden: int) -> tuple[Choice, ...]:
     if isinstance(activation, str):
-        return (validation.choice("activation", activation, ACTIVATIONS),) * n_hidden
+        return (validation.row("activation", activation, ACTIVATIONS),) * n_hidden
     if not isinstance(activation, Sequence):
         raise TypeError(f"activation must be a name or a sequence of names, it is {activation!r}")
     if len(activation) != n_hidden:
         raise ValueError(f"activation must be one name or one per hidden layer ({n_hidden}), it has {len(activation)}")
-    return tuple(validation.choice("activation", name, ACTIVATIONS) for name in activation)
+    return tuple(validation.row("activation", name, ACTIVATIONS) for name in activation)
 
 
 def _dtype(dtype: Any) -> np.dtype:

@@ -3,12 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 import numpy as np
 
 from .kernels.optimizers import OPTIMIZERS
 from .validation import choice, number_in
+
+#: What settings may be, by their names.
+BOUNDS: dict[str, dict[str, float]] = {
+    "learning_rate": {"above": 0},
+    "momentum": {"at_least": 0, "below": 1},
+    "beta1": {"at_least": 0, "below": 1},
+    "beta2": {"at_least": 0, "below": 1},
+    "rho": {"at_least": 0, "below": 1},
+    "alpha": {"at_least": 0, "below": 1},
+    "epsilon": {"above": 0},
+    "weight_decay": {"at_least": 0},
+    "momentum_decay": {"at_least": 0},
+}
+#: Numbers that a rule can read besides the learning rate.
+N_HYPER = 4
 
 
 @dataclass(eq=False)
@@ -27,17 +42,22 @@ class Optimizer:
 
     def check(self) -> None:
         """Raise ValueError or TypeError if a setting is out of its range."""
-        number_in("learning_rate", self.learning_rate, above=0)
+        for setting in fields(self):
+            if setting.name in BOUNDS:
+                number_in(setting.name, getattr(self, setting.name), **BOUNDS[setting.name])
 
     @property
     def rule(self) -> str:
         """Name of the row in the kernels' table."""
-        raise NotImplementedError
+        return type(self).__name__.lower()
 
     @property
     def hyper(self) -> np.ndarray:
-        """Settings besides the learning rate, in the order that the rule reads them."""
-        raise NotImplementedError
+        """The settings that are numbers, as they are declared, after the learning rate; zeros follow."""
+        names = [setting.name for setting in fields(self) if setting.name in BOUNDS]
+        hyper = np.zeros(N_HYPER)
+        hyper[: len(names) - 1] = [getattr(self, name) for name in names if name != "learning_rate"]
+        return hyper
 
     def reset(self) -> None:
         """Forget the state."""
@@ -90,7 +110,6 @@ class SGD(Optimizer):
 
     def check(self) -> None:
         super().check()
-        number_in("momentum", self.momentum, at_least=0, below=1)
         if self.nesterov and not self.momentum:
             raise ValueError("nesterov needs a momentum above 0, momentum is 0")
 
@@ -99,10 +118,6 @@ class SGD(Optimizer):
         if not self.momentum:
             return "sgd"
         return "nesterov" if self.nesterov else "momentum"
-
-    @property
-    def hyper(self) -> np.ndarray:
-        return np.array([self.momentum], np.float64)
 
 
 @dataclass(eq=False)
@@ -118,26 +133,19 @@ class Adam(Optimizer):
     beta1, beta2 : float
         Decay rates of the moments, in [0, 1).
     epsilon : float
+    amsgrad : bool
+        Divide by the root of the largest v so far (Reddi et al., 2018), as in PyTorch.
     """
 
     learning_rate: float = 0.001
     beta1: float = 0.9
     beta2: float = 0.999
     epsilon: float = 1e-8
-
-    def check(self) -> None:
-        super().check()
-        number_in("beta1", self.beta1, at_least=0, below=1)
-        number_in("beta2", self.beta2, at_least=0, below=1)
-        number_in("epsilon", self.epsilon, above=0)
+    amsgrad: bool = False
 
     @property
     def rule(self) -> str:
-        return "adam"
-
-    @property
-    def hyper(self) -> np.ndarray:
-        return np.array([self.beta1, self.beta2, self.epsilon, 0.0], np.float64)
+        return "amsgrad" if self.amsgrad else "adam"
 
 
 @dataclass(eq=False)
@@ -148,7 +156,7 @@ class AdamW(Adam):
 
     Parameters
     ----------
-    learning_rate, beta1, beta2, epsilon : float
+    learning_rate, beta1, beta2, epsilon, amsgrad
         As for `Adam`.
     weight_decay : float
         At least 0.
@@ -156,20 +164,138 @@ class AdamW(Adam):
 
     weight_decay: float = 0.01
 
-    def check(self) -> None:
-        super().check()
-        number_in("weight_decay", self.weight_decay, at_least=0)
+    @property
+    def rule(self) -> str:
+        return "amsgrad" if self.amsgrad else "adamw"
+
+
+@dataclass(eq=False)
+class NAdam(Optimizer):
+    """Adam with Nesterov momentum (Dozat, 2016), as in PyTorch.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon : float
+        As for `Adam`.
+    momentum_decay : float
+        At least 0: mu_t = beta1 (1 - 0.96**(momentum_decay t) / 2).
+    """
+
+    learning_rate: float = 0.002
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+    momentum_decay: float = 0.004
+
+
+@dataclass(eq=False)
+class RAdam(Optimizer):
+    """Rectified Adam (Liu et al., 2020), as in PyTorch.
+
+    Parameters
+    ----------
+    learning_rate, beta1, beta2, epsilon : float
+        As for `Adam`.
+    """
+
+    learning_rate: float = 0.001
+    beta1: float = 0.9
+    beta2: float = 0.999
+    epsilon: float = 1e-8
+
+
+@dataclass(eq=False)
+class Lion(Optimizer):
+    """Signs of a momentum (Chen et al., 2023, algorithm 2).
+
+    theta <- theta - learning_rate (sign(beta1 m + (1 - beta1) grad) + weight_decay theta), then
+    m <- beta2 m + (1 - beta2) grad.
+
+    Parameters
+    ----------
+    learning_rate : float
+    beta1, beta2 : float
+        In [0, 1).
+    weight_decay : float
+        At least 0.
+    """
+
+    learning_rate: float = 0.0001
+    beta1: float = 0.9
+    beta2: float = 0.99
+    weight_decay: float = 0.0
+
+
+@dataclass(eq=False)
+class Adagrad(Optimizer):
+    """Adagrad (Duchi et al., 2011): theta <- theta - learning_rate grad / (sqrt(sum grad^2) + epsilon), as in PyTorch.
+
+    Parameters
+    ----------
+    learning_rate, epsilon : float
+    """
+
+    learning_rate: float = 0.01
+    epsilon: float = 1e-10
+
+
+@dataclass(eq=False)
+class Adadelta(Optimizer):
+    """Adadelta (Zeiler, 2012), as in PyTorch.
+
+    Parameters
+    ----------
+    learning_rate : float
+    rho : float
+        Decay rate of both mean squares, in [0, 1).
+    epsilon : float
+    """
+
+    learning_rate: float = 1.0
+    rho: float = 0.9
+    epsilon: float = 1e-6
+
+
+@dataclass(eq=False)
+class RMSprop(Optimizer):
+    """RMSprop (Hinton, 2012), as in PyTorch: epsilon is added to the root.
+
+    Parameters
+    ----------
+    learning_rate : float
+    alpha : float
+        Decay rate of the mean square, in [0, 1).
+    epsilon : float
+    momentum : float
+        In [0, 1).
+    centered : bool
+        Divide by the standard deviation of the gradient in place of its root mean square (Graves, 2013).
+    """
+
+    learning_rate: float = 0.01
+    alpha: float = 0.99
+    epsilon: float = 1e-8
+    momentum: float = 0.0
+    centered: bool = False
 
     @property
     def rule(self) -> str:
-        return "adamw"
-
-    @property
-    def hyper(self) -> np.ndarray:
-        return np.array([self.beta1, self.beta2, self.epsilon, self.weight_decay], np.float64)
+        if self.centered:
+            return "rmsprop_centered"
+        return "rmsprop_momentum" if self.momentum else "rmsprop"
 
 
-BY_NAME: dict[str, Callable[[], Optimizer]] = {"sgd": SGD, "adam": Adam, "adamw": AdamW}
+BY_NAME: dict[str, Callable[[], Optimizer]] = {
+    "sgd": SGD,
+    "adam": Adam,
+    "adamw": AdamW,
+    "nadam": NAdam,
+    "radam": RAdam,
+    "lion": Lion,
+    "adagrad": Adagrad,
+    "adadelta": Adadelta,
+    "rmsprop": RMSprop,
+}
 
 
 def as_optimizer(optimizer: str | Optimizer) -> Optimizer:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import importlib
 import math
-from collections.abc import Iterable
+import re
+from collections.abc import Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
+
+from .kernels.problem import Choice
 
 
 class DivergedError(ArithmeticError):
@@ -82,9 +85,8 @@ def number_in(
     TypeError, ValueError
     """
     bounds = {"above": above, "at least": at_least, "below": below}
-    wanted = f"{name} must be a number " + " and ".join(
-        f"{words} {bound}" for words, bound in bounds.items() if bound is not None
-    )
+    limits = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+    wanted = f"{name} must be a number {limits}".rstrip()
     if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
         raise TypeError(f"{wanted}, it is {value!r}")
     inside = (
@@ -96,6 +98,41 @@ def number_in(
     if not inside:
         raise ValueError(f"{wanted}, it is {value!r}")
     return float(value)
+
+
+def row(argument: str, spec: Any, table: Mapping[str, Any]) -> Choice:
+    """A row of a table, given as "name" or, where the row has a setting, as "name(setting=number)".
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    name, given = spec, None
+    if isinstance(spec, str) and (match := re.fullmatch(r"(\w+)\((?:(\w+) *= *)?([^()=]+)\)", spec.strip())):
+        name, *given = match.groups()
+    name = choice(argument, name, table)
+    setting = table[name].setting
+    if given is None:
+        return Choice(name, 0.0 if setting is None else setting.default)
+    if setting is None:
+        raise ValueError(f"{argument} {name!r} takes no setting, it is given as {spec!r}")
+    key, text = given
+    if key not in (None, setting.name):
+        raise ValueError(f"{argument} {name!r} has the setting {setting.name!r}, it is given {key!r} in {spec!r}")
+    try:
+        value = float(text)
+    except ValueError:
+        raise ValueError(f"{argument} must give a number as {setting.name!r}, it is {spec!r}") from None
+    limits = {"above": setting.above, "at_least": setting.at_least, "below": setting.below}
+    return Choice(name, number_in(f"{argument}'s {setting.name}", value, **limits))
+
+
+def spec(choice: Choice, table: Mapping[str, Any]) -> str:
+    """The shortest text from which `row` makes this choice again."""
+    setting = table[choice.name].setting
+    if setting is None or choice.setting == setting.default:
+        return choice.name
+    return f"{choice.name}({setting.name}={choice.setting!r})"
 
 
 def count(name: str, value: Any) -> int:
@@ -193,7 +230,7 @@ def targets(name: str, y: Any, kind: str, n_samples: int, n_out: int, dtype: np.
 
     Parameters
     ----------
-    kind : {"real", "binary", "labels"}
+    kind : {"real", "counts", "positive", "binary", "labels"}
         ``Loss.targets``.
 
     Returns
@@ -222,7 +259,14 @@ def targets(name: str, y: Any, kind: str, n_samples: int, n_out: int, dtype: np.
             raise ValueError(f"{name} must hold class labels from 0 to {n_out - 1}, it holds {y.min()} to {y.max()}")
         return no_targets, canonical(y, np.int64)
     checked = finite(name, canonical(y.reshape(n_samples, n_out), dtype))
-    if kind != "real" and (checked.min() < 0 or checked.max() > 1):
+    if kind == "real":
+        return checked, no_labels
+    if kind in ("counts", "positive"):
+        if checked.min() < 0 or (kind == "positive" and checked.min() == 0):
+            bound = "numbers of at least 0" if kind == "counts" else "numbers above 0"
+            raise ValueError(f"{name} must hold {bound} for this loss, it holds {checked.min():g}")
+        return checked, no_labels
+    if checked.min() < 0 or checked.max() > 1:
         raise ValueError(
             f"{name} must hold probabilities from 0 to 1 for this loss, it holds {checked.min():g} to {checked.max():g}"
         )

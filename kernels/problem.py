@@ -6,15 +6,32 @@ from typing import NamedTuple
 import numpy as np
 
 
+class Setting(NamedTuple):
+    """The one number that a row of a table leaves to the user, with its default and its bounds."""
+
+    name: str
+    default: float
+    above: float | None = None
+    at_least: float | None = None
+    below: float | None = None
+
+
+class Choice(NamedTuple):
+    """A row of a table by its name, with its setting: 0 where it has none."""
+
+    name: str
+    setting: float
+
+
 class Topology(NamedTuple):
     """A network's description.
 
     Attributes
     ----------
     layer_sizes : tuple of int
-    activations : tuple of str
-        One name per hidden layer.
-    loss : str
+    activations : tuple of Choice
+        One per hidden layer.
+    loss : Choice
     bias : bool
     dropout : float
         Probability of dropping a hidden unit.
@@ -24,8 +41,8 @@ class Topology(NamedTuple):
     """
 
     layer_sizes: tuple[int, ...]
-    activations: tuple[str, ...]
-    loss: str
+    activations: tuple[Choice, ...]
+    loss: Choice
     bias: bool
     dropout: float
     dtype: np.dtype

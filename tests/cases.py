@@ -13,20 +13,58 @@ from fastbp.kernels.losses import LOSSES
 WIDTHS = (1, 2, 3, 5, 7, 17, 33, 65, 100)
 BATCHES = (1, 2, 7, 31, 64)
 
-# name -> (rule, its settings)
+#: Rows of the tables as users give them, with settings that are not the default.
+SETTINGS = {
+    "leaky_relu": "negative_slope=0.2",
+    "elu": "alpha=0.7",
+    "celu": "alpha=1.3",
+    "sine": "omega=2",
+    "cross_entropy": "label_smoothing=0.1",
+    "binary_cross_entropy": "label_smoothing=0.2",
+    "huber": "delta=0.8",
+    "quantile": "q=0.3",
+    "focal": "gamma=1.5",
+}
+
+
+def specs(table):
+    """Every row of a table, with a setting where it has one."""
+    return [f"{name}({SETTINGS[name]})" if name in SETTINGS else name for name in table]
+
+
+# name -> (class, oracle's rule, settings, settings of the class alone)
 OPTIMIZERS = {
-    "sgd": ("sgd", {"learning_rate": 0.05}),
-    "momentum": ("sgd", {"learning_rate": 0.02, "momentum": 0.9}),
-    "nesterov": ("sgd", {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}),
-    "adam": ("adam", {"learning_rate": 0.003, "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6}),
-    "adamw": ("adamw", {"learning_rate": 0.003, "weight_decay": 0.1}),
+    "sgd": (fastbp.SGD, "sgd", {"learning_rate": 0.05}, {}),
+    "momentum": (fastbp.SGD, "sgd", {"learning_rate": 0.02, "momentum": 0.9}, {}),
+    "nesterov": (fastbp.SGD, "sgd", {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}, {}),
+    "adam": (fastbp.Adam, "adam", {"learning_rate": 0.003, "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6}, {}),
+    "adamw": (fastbp.AdamW, "adamw", {"learning_rate": 0.003, "weight_decay": 0.1}, {}),
+    "amsgrad": (fastbp.Adam, "amsgrad", {"learning_rate": 0.003, "beta2": 0.9}, {"amsgrad": True}),
+    "nadam": (fastbp.NAdam, "nadam", {"learning_rate": 0.003, "momentum_decay": 0.01}, {}),
+    "radam": (fastbp.RAdam, "radam", {"learning_rate": 0.003, "beta2": 0.99}, {}),
+    "lion": (fastbp.Lion, "lion", {"learning_rate": 0.001, "weight_decay": 0.1}, {}),
+    "adagrad": (fastbp.Adagrad, "adagrad", {"learning_rate": 0.01, "epsilon": 1e-6}, {}),
+    "adadelta": (fastbp.Adadelta, "adadelta", {"learning_rate": 0.5, "rho": 0.8}, {}),
+    "rmsprop": (fastbp.RMSprop, "rmsprop", {"learning_rate": 0.002, "alpha": 0.9, "epsilon": 1e-4}, {}),
+    "rmsprop_momentum": (
+        fastbp.RMSprop,
+        "rmsprop",
+        {"learning_rate": 0.001, "alpha": 0.9, "epsilon": 1e-4, "momentum": 0.7},
+        {},
+    ),
+    "rmsprop_centered": (
+        fastbp.RMSprop,
+        "rmsprop",
+        {"learning_rate": 0.001, "alpha": 0.9, "epsilon": 1e-2, "momentum": 0.5, "centered": True},
+        {},
+    ),
 }
 
 
 def optimizer(name):
     """A fresh fastbp optimizer for a row of OPTIMIZERS."""
-    rule, settings = OPTIMIZERS[name]
-    return {"sgd": fastbp.SGD, "adam": fastbp.Adam, "adamw": fastbp.AdamW}[rule](**settings)
+    kind, _, settings, extra = OPTIMIZERS[name]
+    return kind(**settings, **extra)
 
 
 class Case(NamedTuple):
@@ -87,20 +125,28 @@ def make_case(
 
 
 def draw_targets(rng, loss, n_samples, n_out, soft):
-    match LOSSES[loss].targets:
+    match LOSSES[loss.partition("(")[0]].targets:
         case "labels":
             return rng.dirichlet(np.ones(n_out), n_samples) if soft else rng.integers(n_out, size=n_samples)
         case "binary":
             y = rng.uniform(size=(n_samples, n_out))
             return y if soft else np.round(y)
+        case "counts":
+            return rng.poisson(2.0, size=(n_samples, n_out)).astype(float)
+        case "positive":
+            return rng.gamma(2.0, size=(n_samples, n_out))
         case "real":
             return rng.normal(size=(n_samples, n_out))
+
+
+#: Where an activation has no derivative, besides 0.
+KINKS = {"hard_sigmoid": (-3, 3), "hard_swish": (-3, 3), "relu6": (6,)}
 
 
 def smallest_z(net, X):
     """The smallest |z| of each sample: near z = 0 relu has no derivative and an output no relative error.
 
-    A z of exactly 0 comes from units that are off, and stays 0.
+    A z of exactly 0 comes from units that are off, and stays 0. Other kinks count like 0.
     """
     smallest = np.full(len(X), np.inf)
     for depth in range(1, len(net.layer_sizes)):
@@ -111,9 +157,25 @@ def smallest_z(net, X):
             dtype=net.dtype,
         )
         head.theta[:] = net.theta[: head.n_parameters]
-        z = np.abs(head.forward(X))
-        smallest = np.minimum(smallest, np.where(z == 0, np.inf, z).min(axis=1))
+        z = head.forward(X)
+        for kink in (
+            0,
+            *(KINKS.get(net.activations[depth - 1].partition("(")[0], ()) if depth <= len(net.activations) else ()),
+        ):
+            smallest = np.minimum(smallest, np.where(z == 0, np.inf, np.abs(z - kink)).min(axis=1))
     return smallest
+
+
+def distance_to_kink(loss, z, t):
+    """How far each sample, (n_samples,), is from where the loss has no derivative, or not a smooth one."""
+    name = loss.partition("(")[0]
+    if name in ("absolute_error", "quantile"):
+        return np.abs(z - t).min(axis=1)
+    if name == "huber":
+        return np.abs(np.abs(z - t) - reference.read(loss, reference.LOSSES)[1]).min(axis=1)
+    if name in ("hinge", "squared_hinge"):
+        return np.abs(1 - (2 * t - 1) * z).min(axis=1)
+    return np.full(len(z), np.inf)
 
 
 def relative_error(actual, expected):

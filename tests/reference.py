@@ -11,6 +11,7 @@ A new activation, loss or optimizer is one entry in a table below.
 
 from __future__ import annotations
 
+import math
 from collections import defaultdict
 from typing import NamedTuple
 
@@ -33,12 +34,79 @@ def logistic(z):
     return np.exp(-np.logaddexp(0, -z))  # 1 / (1 + exp(-z)), which would overflow
 
 
+erf = np.vectorize(math.erf, otypes=[np.float64])
+
+
+def softplus(z):
+    return np.logaddexp(0, z)
+
+
+def gelu_tanh(z):
+    return 0.5 * z * (1 + np.tanh(np.sqrt(2 / np.pi) * (z + 0.044715 * z**3)))
+
+
+def slope_of(f):
+    """f' by a complex step, which loses no digits."""
+    return lambda z, a, p: f(z + 1e-100j).imag / 1e-100
+
+
+SELU = 1.0507009873554804934193349852946, 1.6732632423543772848170429916717
+
+# name: (f(z, p), f'(z, a, p), default p)
 ACTIVATIONS = {
-    "identity": (lambda z: z, lambda z, a: np.ones_like(z)),
-    "logistic": (logistic, lambda z, a: a * (1 - a)),
-    "tanh": (np.tanh, lambda z, a: 1 - a**2),
-    "relu": (lambda z: np.maximum(z, 0), lambda z, a: (z > 0) * 1.0),
+    "identity": (lambda z, p: z, lambda z, a, p: np.ones_like(z), 0),
+    "logistic": (lambda z, p: logistic(z), lambda z, a, p: a * (1 - a), 0),
+    "tanh": (lambda z, p: np.tanh(z), lambda z, a, p: 1 - a**2, 0),
+    "relu": (lambda z, p: np.maximum(z, 0), lambda z, a, p: (z > 0) * 1.0, 0),
+    "leaky_relu": (lambda z, p: np.where(z > 0, z, p * z), lambda z, a, p: np.where(z > 0, 1.0, p), 0.01),
+    "elu": (
+        lambda z, p: np.where(z > 0, z, p * np.expm1(np.minimum(z, 0))),
+        lambda z, a, p: np.where(z > 0, 1.0, p * np.exp(np.minimum(z, 0))),
+        1.0,
+    ),
+    "selu": (
+        lambda z, p: SELU[0] * np.where(z > 0, z, SELU[1] * np.expm1(np.minimum(z, 0))),
+        lambda z, a, p: SELU[0] * np.where(z > 0, 1.0, SELU[1] * np.exp(np.minimum(z, 0))),
+        0,
+    ),
+    "celu": (
+        lambda z, p: np.where(z > 0, z, p * np.expm1(np.minimum(z, 0) / p)),
+        lambda z, a, p: np.where(z > 0, 1.0, np.exp(np.minimum(z, 0) / p)),
+        1.0,
+    ),
+    "gelu": (
+        lambda z, p: z * (1 + erf(z / np.sqrt(2))) / 2,
+        lambda z, a, p: (1 + erf(z / np.sqrt(2))) / 2 + z * np.exp(-(z**2) / 2) / np.sqrt(2 * np.pi),
+        0,
+    ),
+    "gelu_tanh": (lambda z, p: gelu_tanh(z), slope_of(gelu_tanh), 0),
+    "silu": (
+        lambda z, p: z * logistic(z),
+        lambda z, a, p: logistic(z) + z * logistic(z) * logistic(-z),
+        0,
+    ),
+    "mish": (
+        lambda z, p: z * np.tanh(softplus(z)),
+        lambda z, a, p: np.tanh(softplus(z)) + z * logistic(z) / np.cosh(np.minimum(softplus(z), 300)) ** 2,
+        0,
+    ),
+    "softplus": (lambda z, p: softplus(z), lambda z, a, p: logistic(z), 0),
+    "softsign": (lambda z, p: z / (1 + np.abs(z)), lambda z, a, p: 1 / (1 + np.abs(z)) ** 2, 0),
+    "hard_sigmoid": (lambda z, p: np.clip(z / 6 + 0.5, 0, 1), lambda z, a, p: (np.abs(z) < 3) / 6, 0),
+    "hard_swish": (
+        lambda z, p: z * np.clip(z / 6 + 0.5, 0, 1),
+        lambda z, a, p: np.where(z > 3, 1.0, np.where(z < -3, 0.0, z / 3 + 0.5)),
+        0,
+    ),
+    "relu6": (lambda z, p: np.clip(z, 0, 6), lambda z, a, p: ((z > 0) & (z < 6)) * 1.0, 0),
+    "sine": (lambda z, p: np.sin(p * z), lambda z, a, p: p * np.cos(p * z), 30.0),
 }
+
+
+def read(spec, table):
+    """The row of "name" or "name(setting=number)", and the number, by default the row's last entry."""
+    name, _, setting = spec.rstrip(")").partition("(")
+    return table[name], float(setting.partition("=")[2]) if setting else table[name][-1]
 
 
 # ---- losses: of logits z and targets t, both (n_samples, n_out) --------------------------------
@@ -54,26 +122,76 @@ def softmax(z):
 
 class Loss(NamedTuple):
     link: object  # z -> y, what predict returns
-    value: object  # (z, t) -> (n_samples,)
-    delta: object  # (z, t) -> d value / dz, (n_samples, n_out)
+    value: object  # (z, t, p) -> per output, (n_samples, n_out)
+    delta: object  # (z, t, p) -> d value / dz, (n_samples, n_out)
+    default: float = 0  # p
+
+
+def identity(z):
+    return z
+
+
+def focal(z, t, p):
+    return -t * logistic(-z) ** p * -softplus(-z) - (1 - t) * logistic(z) ** p * -softplus(z)
+
+
+def focal_delta(z, t, p):
+    s, rest = logistic(z), logistic(-z)
+    hit = rest**p * (p * s * -softplus(-z) - rest)
+    return t * hit + (1 - t) * s**p * (s - p * rest * -softplus(z))
+
+
+def margin(z, t):
+    return np.maximum(0, 1 - (2 * t - 1) * z)
+
+
+def smooth(t, p, n_classes):
+    return (1 - p) * t + p / n_classes
 
 
 LOSSES = {
-    "squared_error": Loss(
-        link=lambda z: z,
-        value=lambda z, t: 0.5 * ((z - t) ** 2).sum(axis=1),
-        delta=lambda z, t: z - t,
+    "squared_error": Loss(identity, lambda z, t, p: 0.5 * (z - t) ** 2, lambda z, t, p: z - t),
+    "absolute_error": Loss(identity, lambda z, t, p: np.abs(z - t), lambda z, t, p: np.sign(z - t)),
+    "huber": Loss(
+        identity,
+        lambda z, t, p: np.where(np.abs(z - t) <= p, 0.5 * (z - t) ** 2, p * (np.abs(z - t) - p / 2)),
+        lambda z, t, p: np.clip(z - t, -p, p),
+        1.0,
     ),
+    "log_cosh": Loss(
+        identity,
+        lambda z, t, p: np.logaddexp(z - t, t - z) - np.log(2),
+        lambda z, t, p: np.tanh(z - t),
+    ),
+    "quantile": Loss(
+        identity,
+        lambda z, t, p: np.maximum(p * (t - z), (p - 1) * (t - z)),
+        lambda z, t, p: np.where(z > t, 1 - p, -p),
+        0.5,
+    ),
+    "poisson": Loss(np.exp, lambda z, t, p: np.exp(z) - t * z, lambda z, t, p: np.exp(z) - t),
+    "gamma": Loss(np.exp, lambda z, t, p: z + t * np.exp(-z), lambda z, t, p: 1 - t * np.exp(-z)),
     "cross_entropy": Loss(
-        link=softmax,
-        value=lambda z, t: -(t * log_softmax(z)).sum(axis=1),
-        delta=lambda z, t: softmax(z) * t.sum(axis=1, keepdims=True) - t,
+        softmax,
+        lambda z, t, p: -(smooth(t, p, z.shape[1]) * log_softmax(z)),
+        lambda z, t, p: softmax(z) * t.sum(axis=1, keepdims=True) - smooth(t, p, z.shape[1]),
     ),
     "binary_cross_entropy": Loss(
-        link=logistic,
-        value=lambda z, t: (np.logaddexp(0, z) - t * z).sum(axis=1),
-        delta=lambda z, t: logistic(z) - t,
+        logistic,
+        lambda z, t, p: np.logaddexp(0, z) - smooth(t, p, 2) * z,
+        lambda z, t, p: logistic(z) - smooth(t, p, 2),
     ),
+    "hinge": Loss(
+        identity,
+        lambda z, t, p: margin(z, t),
+        lambda z, t, p: np.where(margin(z, t) > 0, 1 - 2 * t, 0.0),
+    ),
+    "squared_hinge": Loss(
+        identity,
+        lambda z, t, p: margin(z, t) ** 2,
+        lambda z, t, p: 2 * (1 - 2 * t) * margin(z, t),
+    ),
+    "focal": Loss(logistic, focal, focal_delta, 2.0),
 }
 
 
@@ -81,7 +199,7 @@ def targets(network, y):
     """Targets as (n_samples, n_out): labels become one-hot rows, a vector becomes one column."""
     if y.ndim == 2:
         return y
-    return np.eye(network.sizes[-1])[y] if network.loss == "cross_entropy" else y[:, None]
+    return np.eye(network.sizes[-1])[y] if y.dtype.kind == "i" else y[:, None]
 
 
 # ---- forward and backward ----------------------------------------------------------------------
@@ -108,23 +226,24 @@ def forward(network, theta, X):
     for layer in range(len(W)):
         z.append(a[layer] @ W[layer] + b[layer])
         if layer < len(network.activations):
-            f, _ = ACTIVATIONS[network.activations[layer]]
-            a.append(f(z[layer]))
+            (f, *_), p = read(network.activations[layer], ACTIVATIONS)
+            a.append(f(z[layer], p))
     return z, a
 
 
 def predict(network, theta, X):
     """The outputs after the link, (n_samples, n_out)."""
     z, _ = forward(network, theta, X)
-    return LOSSES[network.loss].link(z[-1])
+    return read(network.loss, LOSSES)[0].link(z[-1])
 
 
 def correct(network, theta, X, y):
     """The share of each sample, (n_samples,), predicted right: its top class, or outputs by side of 1/2."""
-    p, t = predict(network, theta, X), targets(network, y)
-    if network.loss == "cross_entropy":
-        return 1.0 * (p.argmax(axis=1) == t.argmax(axis=1))
-    return ((p > 0.5) == (t > 0.5)).mean(axis=1)
+    t = targets(network, y)
+    z, _ = forward(network, theta, X)
+    if network.loss.startswith("cross_entropy"):
+        return 1.0 * (z[-1].argmax(axis=1) == t.argmax(axis=1))
+    return ((z[-1] > 0) == (t > 0.5)).mean(axis=1)
 
 
 def loss_and_gradients(network, theta, X, y, weight=None):
@@ -134,18 +253,19 @@ def loss_and_gradients(network, theta, X, y, weight=None):
     t = targets(network, y)  # (n_samples, n_out)
     W, _ = layers(network, theta)
     z, a = forward(network, theta, X)
-    loss = LOSSES[network.loss]
+    loss, p = read(network.loss, LOSSES)
 
+    value = w @ loss.value(z[-1], t, p).sum(axis=1)
     grad = np.empty_like(theta)
     grad_W, grad_b = layers(network, grad)
-    delta = w[:, None] * loss.delta(z[-1], t)  # (n_samples, n_out)
+    delta = w[:, None] * loss.delta(z[-1], t, p)  # (n_samples, n_out)
     for layer in reversed(range(len(W))):
         grad_W[layer][:] = a[layer].T @ delta  # (n_in, n_out)
         grad_b[layer][:] = delta.sum(axis=0)  # (n_out,)
         if layer > 0:
-            _, df = ACTIVATIONS[network.activations[layer - 1]]
-            delta = (delta @ W[layer].T) * df(z[layer - 1], a[layer])  # (n_samples, n_in)
-    return w @ loss.value(z[-1], t), grad
+            (_, df, _), p = read(network.activations[layer - 1], ACTIVATIONS)
+            delta = (delta @ W[layer].T) * df(z[layer - 1], a[layer], p)  # (n_samples, n_in)
+    return value, grad
 
 
 # ---- optimizers: theta after step number `step` (from 1); state[...] starts as 0 ---------------
@@ -168,7 +288,77 @@ def adamw(theta, grad, state, step, learning_rate, weight_decay=0.01, **settings
     return adam((1 - learning_rate * weight_decay) * theta, grad, state, step, learning_rate, **settings)
 
 
-OPTIMIZERS = {"sgd": sgd, "adam": adam, "adamw": adamw}
+def moments(grad, state, beta1, beta2):
+    state["m"] = beta1 * state["m"] + (1 - beta1) * grad
+    state["v"] = beta2 * state["v"] + (1 - beta2) * grad**2
+    return state["m"], state["v"]
+
+
+def amsgrad(theta, grad, state, step, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    m, v = moments(grad, state, beta1, beta2)
+    state["highest"] = np.maximum(state["highest"], v)
+    v_hat = state["highest"] / (1 - beta2**step)
+    return theta - learning_rate * m / (1 - beta1**step) / (np.sqrt(v_hat) + epsilon)
+
+
+def nadam(theta, grad, state, step, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8, momentum_decay=0.004):
+    m, v = moments(grad, state, beta1, beta2)
+    mu, following = (beta1 * (1 - 0.5 * 0.96 ** (t * momentum_decay)) for t in (step, step + 1))
+    state["product"] = mu * (state["product"] if step > 1 else 1)
+    product = state["product"]
+    m_hat = following * m / (1 - product * following) + (1 - mu) * grad / (1 - product)
+    return theta - learning_rate * m_hat / (np.sqrt(v / (1 - beta2**step)) + epsilon)
+
+
+def radam(theta, grad, state, step, learning_rate, beta1=0.9, beta2=0.999, epsilon=1e-8):
+    m, v = moments(grad, state, beta1, beta2)
+    m_hat = m / (1 - beta1**step)
+    longest = 2 / (1 - beta2) - 1
+    length = longest - 2 * step * beta2**step / (1 - beta2**step)
+    if length <= 5:
+        return theta - learning_rate * m_hat
+    r = np.sqrt((length - 4) * (length - 2) * longest / ((longest - 4) * (longest - 2) * length))
+    return theta - learning_rate * m_hat * r * np.sqrt(1 - beta2**step) / (np.sqrt(v) + epsilon)
+
+
+def lion(theta, grad, state, step, learning_rate, beta1=0.9, beta2=0.99, weight_decay=0.0):
+    direction = np.sign(beta1 * state["m"] + (1 - beta1) * grad)
+    state["m"] = beta2 * state["m"] + (1 - beta2) * grad
+    return theta - learning_rate * (direction + weight_decay * theta)
+
+
+def adagrad(theta, grad, state, step, learning_rate, epsilon=1e-10):
+    state["sum"] = state["sum"] + grad**2
+    return theta - learning_rate * grad / (np.sqrt(state["sum"]) + epsilon)
+
+
+def adadelta(theta, grad, state, step, learning_rate, rho=0.9, epsilon=1e-6):
+    state["v"] = rho * state["v"] + (1 - rho) * grad**2
+    change = np.sqrt(state["u"] + epsilon) / np.sqrt(state["v"] + epsilon) * grad
+    state["u"] = rho * state["u"] + (1 - rho) * change**2
+    return theta - learning_rate * change
+
+
+def rmsprop(theta, grad, state, step, learning_rate, alpha=0.99, epsilon=1e-8, momentum=0.0, centered=False):
+    state["v"] = alpha * state["v"] + (1 - alpha) * grad**2
+    state["mean"] = alpha * state["mean"] + (1 - alpha) * grad
+    variance = state["v"] - state["mean"] ** 2 if centered else state["v"]
+    state["b"] = momentum * state["b"] + grad / (np.sqrt(variance) + epsilon)
+    return theta - learning_rate * state["b"]
+
+
+OPTIMIZERS = {
+    "sgd": sgd,
+    "adam": adam,
+    "adamw": adamw,
+    "amsgrad": amsgrad,
+    "nadam": nadam,
+    "radam": radam,
+    "lion": lion,
+    "adagrad": adagrad,
+    "adadelta": adadelta,
+    "rmsprop": rmsprop,
+}
 
 
 def train(network, theta, X, y, batches, optimizer, *, weight=None, clip_norm=None, learning_rates=None, **settings):

@@ -286,7 +286,7 @@ def test_bad_options_are_refused_before_anything_is_done(run, here, options, pie
         (["--batch-size", "0"], "batch_size"),
         (["--threads", "0"], "threads"),
         (["--hidden", "0"], "layer_sizes"),
-        (["--activation", "sine"], "relu"),
+        (["--activation", "sinus"], "relu"),
         (["--learning-rate", "-1"], "learning_rate"),
         (["--seed", "-1"], "random_state"),
         (["--learning-rate", "1e30"], "epoch"),

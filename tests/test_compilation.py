@@ -17,15 +17,22 @@ from numba.core import event
 import fastbp
 from fastbp.kernels.activations import ACTIVATIONS
 from fastbp.kernels.losses import LOSSES
+from fastbp.optimizers import BY_NAME
 
 rng = np.random.default_rng(0)
 with event.install_recorder("numba:compile") as recorder:
-    for dtype, loss, activation in itertools.product(("float32", "float64"), LOSSES, ACTIVATIONS):
+    rows = zip(itertools.cycle(LOSSES), ACTIVATIONS)
+    optimizers = [kind() for kind in BY_NAME.values()] + [
+        fastbp.SGD(0.1, 0.9), fastbp.SGD(0.1, 0.9, True), fastbp.Adam(amsgrad=True),
+        fastbp.RMSprop(momentum=0.5), fastbp.RMSprop(centered=True)]
+    for dtype, (loss, activation) in itertools.product(("float32", "float64"), list(rows)):
         X = rng.normal(size=(40, 3))
         y = rng.integers(0, 2, size=40) if loss == "cross_entropy" else rng.uniform(size=(40, 2))
         net = fastbp.MLP((3, 5, 4, 2), activation=activation, loss=loss, dtype=dtype, dropout=0.1, random_state=0)
-        for optimizer in (fastbp.SGD(), fastbp.SGD(0.1, 0.9), fastbp.SGD(0.1, 0.9, True), "adam", "adamw"):
+        for optimizer in optimizers:
+            optimizer.reset()
             net.fit(X, y, optimizer=optimizer, epochs=1)
+        net.theta = 0.1 * rng.normal(size=net.n_parameters)
         X.flags.writeable = False
         net.fit(X, y, epochs=2, batch_size=7, accumulate=3, clip_norm=1.0, sample_weight=np.ones(40), threads=2,
                 shuffle=False, validation_data=(X[::2], y[::2]), schedule=lambda epoch: 0.1)

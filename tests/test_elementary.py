@@ -25,9 +25,11 @@ EXACT = {
     "logistic": lambda z: 1 / (1 + mpmath.exp(-z)),
     "erf": mpmath.erf,
     "softplus": lambda z: max(z, 0) + mpmath.log1p(mpmath.exp(-abs(z))),
+    "sin": mpmath.sin,
+    "cos": mpmath.cos,
 }
 DOUBLE = {
-    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh")},
+    **{name: getattr(np, name) for name in ("exp", "expm1", "log", "log1p", "tanh", "sin", "cos")},
     "logistic": lambda z: np.exp(-np.logaddexp(0, -z)),
     "erf": np.vectorize(math.erf, otypes=[np.float64]),
     "softplus": lambda z: np.logaddexp(0, z),
@@ -42,7 +44,11 @@ SPECIAL = {
     "logistic": {-INFINITY: 0, -1e30: 0, 0: 0.5, 1e30: 1, INFINITY: 1},
     "erf": {-INFINITY: -1, -1e30: -1, 0: 0, 1e30: 1, INFINITY: 1},
     "softplus": {-INFINITY: 0, -1e30: 0, 1e30: 1e30, INFINITY: INFINITY},
+    "sin": {-INFINITY: NAN, 0: 0, INFINITY: NAN},
+    "cos": {-INFINITY: NAN, 0: 1, INFINITY: NAN},
 }
+#: Beyond these, sin and cos are not exact.
+LARGEST = {"float32": 2e3, "float64": 1e5}
 
 each_function = pytest.mark.parametrize("name", EXACT)
 each_format = pytest.mark.parametrize("form", FORMATS.values(), ids=FORMATS)
@@ -68,7 +74,8 @@ def evaluate(name, z):
 
 def in_domain(name, z):
     lowest = {"log": 0, "log1p": -1}.get(name, -INFINITY)
-    return z[np.isfinite(z) & (z > lowest)]
+    highest = LARGEST[z.dtype.name] if name in ("sin", "cos") else INFINITY
+    return z[np.isfinite(z) & (z > lowest) & (np.abs(z) < highest)]
 
 
 def draw(rng, name, form, n):

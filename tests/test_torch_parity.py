@@ -25,7 +25,7 @@ LOSSES = {
 
 
 def torch_optimizer(name, parameters):
-    rule, settings = OPTIMIZERS[name]
+    _, rule, settings, _ = OPTIMIZERS[name]
     settings = {"lr" if key == "learning_rate" else key: value for key, value in settings.items()}
     if rule == "sgd":
         return torch.optim.SGD(parameters, **settings)

@@ -37,7 +37,7 @@ NETS = {
 
 def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, schedule=None, clip_norm=None):
     tolerance = TOLERANCE[case.net.dtype.name]
-    rule, settings = OPTIMIZERS[name]
+    _, rule, settings, _ = OPTIMIZERS[name]
     rows = batches(len(case.X), batch_size * accumulate)
     losses, theta = reference.train(
         *case.exact,
@@ -161,7 +161,7 @@ def test_named_optimizer_has_the_defaults(rng, named, instance):
 @pytest.mark.parametrize("name", TABLE)
 def test_train_on_batch(rng, name, weighted):
     case = make_case(rng, (5, 17, 3), "binary_cross_entropy", weighted=weighted)
-    rule, settings = OPTIMIZERS[name]
+    _, rule, settings, _ = OPTIMIZERS[name]
     rows = batches(len(case.X), 7, epochs=4)
     expected, theta = reference.train(*case.exact, case.y, rows, rule, weight=case.weight, **settings)
     same = optimizer(name)

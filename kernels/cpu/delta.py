@@ -58,13 +58,13 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
 def _compile_loss(row):
     value, derivative = inlined(row.value), inlined(row.delta)
 
-    def panel_loss(z, target, lse, weight, loss, delta, lanes):
+    def panel_loss(z, target, lse, weight, loss, delta, p, lanes):
         width = LINE_BYTES // z.itemsize
         number = z.dtype.type
         for i in range(z.size):
             inside = (i & (width - 1)) < lanes
-            loss[i] = weight[i] * value(z[i], target[i], lse[i]) if inside else number(0)
-            delta[i] = weight[i] * derivative(z[i], target[i], lse[i]) if inside else number(0)
+            loss[i] = weight[i] * value(z[i], target[i], lse[i], p) if inside else number(0)
+            delta[i] = weight[i] * derivative(z[i], target[i], lse[i], p) if inside else number(0)
 
     return row_of(panel_loss, row.value.__name__)
 
@@ -72,33 +72,34 @@ def _compile_loss(row):
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
 
 
-def panel_loss(code, z, target, lse, weight, loss, delta, lanes):
+def panel_loss(code, z, target, lse, weight, loss, delta, p, lanes):
     """Loss and delta, times weight, of the first ``lanes`` lanes of a panel's lines, and zero in the others.
 
-    All arrays are as long as z.
+    All arrays are as long as z; ``p`` is the loss's setting.
     """
-    _panel_loss(code, (z, target, lse, weight, loss, delta, lanes))
+    _panel_loss(code, (z, target, lse, weight, loss, delta, p, lanes))
 
 
-PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[real[::1]] * 6, int64))
+PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[real[::1]] * 6, real, int64))
 call_panel_loss = PANEL_LOSS.call
 
 
 @inlined
-def fill_targets(data, first, n_rows, column, lanes, width, target):
+def fill_targets(data, first, n_rows, column, lanes, width, n_classes, smoothing, target):
     """The targets of samples at positions ``first`` to ``first + n_rows``, from ``column`` on, as lines of a panel."""
     number = target.dtype.type
+    keep, give = number(1.0 - smoothing), number(smoothing / n_classes)
     for r in range(n_rows):
         n = sample(data, first + r)
         if data.labels.size:
-            fill_line(target, r * width, number(0))
+            fill_line(target, r * width, give)
             label = data.labels[n] - column
             if 0 <= label < width:
-                target[r * width + label] = number(1)
+                target[r * width + label] = keep + give
         else:
             line, row = target[r * width : (r + 1) * width], data.targets[n][column:]
             for lane in range(min(lanes, width)):
-                line[lane] = row[lane]
+                line[lane] = keep * row[lane] + give
 
 
 @routine
@@ -114,6 +115,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     panel_size = work.block_rows * width
     start = block_start(layers, work, block) + layer[NODE_OUT] * work.block_rows
     number = work.a.dtype.type
+    n_classes = n_out if network.softmax else 2
     size = n_rows * width
     lines, rows = work.lines[thread], work.rows[thread]
     target, lse, weight, loss = lines[0][:size], lines[1][:size], lines[2][:size], lines[3][:size]
@@ -128,9 +130,10 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
         sums[r] = 0.0
     for panel in range(n_panels(n_out, width)):
         begin, lanes = start + panel * panel_size, n_out - panel * width
-        fill_targets(data, first + position, n_rows, panel * width, lanes, width, target)
+        fill_targets(data, first + position, n_rows, panel * width, lanes, width, n_classes, network.smoothing, target)
         z, delta = work.a[begin : begin + size], work.delta[begin : begin + size]
-        call_panel_loss(network.loss_at, (network.loss, z, target, lse, weight, loss, delta, lanes))
+        args = network.loss, z, target, lse, weight, loss, delta, network.loss_setting, lanes
+        call_panel_loss(network.loss_at, args)
         for r in range(n_rows):
             sums[r] += sum_line(((loss, r * width),))
 

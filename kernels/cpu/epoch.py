@@ -106,9 +106,7 @@ def total_weight(data, first, n_rows):
 
 
 @inlined
-def take_blocks(
-    network, parameters, data, work, base, first, begin, end, key, scale, start, step, thread
-):
+def take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, start, step, thread):
     """Take rows ``begin`` to ``end`` of an update forward, to their loss, and back: every ``step``-th block.
 
     The blocks' memory begins with number ``base``, their samples at position ``first`` of the epoch.
@@ -144,9 +142,7 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
         first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
         for chunk in range(first_chunk, last_chunk):
             begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
-            take_blocks(
-                network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread
-            )
+            take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread)
             if shared:
                 barrier(work.sync, n_threads)
             into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)

@@ -18,15 +18,15 @@ product_plus_bias = make_product(start="bias", finish="store")
 def _compile_activation(row):
     value, derivative = inlined(row.value), inlined(row.derivative)
 
-    def activate(a, delta, training):
+    def activate(a, delta, p, training):
         if training:
             for i in range(a.size):
                 z = a[i]
-                a[i] = value(z)
-                delta[i] = derivative(z, a[i])
+                a[i] = value(z, p)
+                delta[i] = derivative(z, a[i], p)
         else:
             for i in range(a.size):
-                a[i] = value(a[i])
+                a[i] = value(a[i], p)
 
     return row_of(activate, row.value.__name__)
 
@@ -34,12 +34,12 @@ def _compile_activation(row):
 _activate = select(list(ACTIVATIONS.values()), _compile_activation)
 
 
-def activate(code, a, delta, training):
-    """z to f(z) in place, and in training f'(z) into delta, where the recursion wants it."""
-    _activate(code, (a, delta, training))
+def activate(code, a, delta, p, training):
+    """z to f(z) in place, and in training f'(z) into delta, where the recursion wants it; ``p`` is f's setting."""
+    _activate(code, (a, delta, p, training))
 
 
-ACTIVATE = Hook(activate, lambda real: (int64, real[::1], real[::1], int64))
+ACTIVATE = Hook(activate, lambda real: (int64, real[::1], real[::1], real, int64))
 call_activate = ACTIVATE.call
 
 
@@ -109,7 +109,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
     panel_size = work.block_rows * width
     gather(data, work, start, first + position, n_rows)
     for depth in range(len(layers)):
-        layer = layers[depth]
+        layer, setting = layers[depth], network.setting[depth]
         out = start + layer[NODE_OUT] * work.block_rows
         panels = n_panels(layer[N_OUT], width)
         panel_weights = (layer[N_IN] + 1) * width
@@ -129,7 +129,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             for panel in range(first_panel, first_panel + group):  # while z is in L1
                 a = work.a[begin : begin + n_rows * width]
                 delta = work.delta[begin : begin + n_rows * width]
-                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], a, delta, training))
+                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], a, delta, setting, training))
                 if training and network.dropout[depth] > 0.0:
                     panel_key = fold(fold(key, depth), panel)
                     drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)

@@ -60,7 +60,7 @@ DIGEST = _digest()
 ENTRIES: list[Any] = []
 
 
-def entry(function: Callable) -> Callable:
+def entry(function: Callable) -> Any:
     """Compile an entry point, called from Python and cached on disk.
 
     Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all

@@ -34,10 +34,14 @@ class Network(NamedTuple):
     layers : int64 (n_layers, 9)
         Per layer: n_in, n_out, the lanes that precede its input and its output in a block, where W, WT and theta
         start, and the activation's code and address (both 0 for the output layer).
-    loss, loss_at : int
-        Code and address of the loss.
+    setting : float64 (n_layers,)
+        The activations' settings.
+    loss, loss_at, loss_setting : int, int, float
+        Code, address and setting of the loss.
     softmax : int
         1 if the loss couples the outputs of a row by a softmax, else 0.
+    smoothing : float
+        What share of a target's weight goes to all classes alike.
     bias : int
         1 if layers have a bias, else 0.
     dropout : float64 (n_layers,)
@@ -47,9 +51,12 @@ class Network(NamedTuple):
     """
 
     layers: np.ndarray
+    setting: np.ndarray
     loss: int
     loss_at: int
+    loss_setting: float
     softmax: int
+    smoothing: float
     bias: int
     dropout: np.ndarray
     seed: np.uint64

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from ..activations import ACTIVATIONS
-from ..losses import LOSSES
+from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import Data, Topology, samples_alone
 from . import epoch, layout
@@ -78,15 +78,24 @@ class Session:
         self.update_rows = update_rows = update_rows or batch_rows
         dtype = topology.dtype
         width = panel_width(dtype)
-        codes = [ACTIVATIONS[name].code for name in topology.activations]
+        codes = [ACTIVATIONS[activation.name].code for activation in topology.activations]
         layers, w_size, wt_size, lanes = layout.layer_table(
             topology.layer_sizes, codes, ACTIVATE.address(dtype), topology.bias, dtype
         )
         dropout = np.full(len(layers), topology.dropout)
         dropout[-1] = 0.0
-        loss = LOSSES[topology.loss]
+        loss = LOSSES[topology.loss.name]
         self.network = Network(
-            layers, loss.code, PANEL_LOSS.address(dtype), int(loss.softmax), int(topology.bias), dropout, np.uint64(topology.seed)
+            layers=layers,
+            setting=np.array([activation.setting for activation in topology.activations] + [0.0]),
+            loss=loss.code,
+            loss_at=PANEL_LOSS.address(dtype),
+            loss_setting=topology.loss.setting,
+            softmax=int(loss.softmax),
+            smoothing=topology.loss.setting if loss.setting is SMOOTHING else 0.0,
+            bias=int(topology.bias),
+            dropout=dropout,
+            seed=np.uint64(topology.seed),
         )
         row_bytes = 2 * lanes * dtype.itemsize
         limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // lanes))

@@ -108,10 +108,11 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
     Returns
     -------
     intrinsic
-        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes. ``a = (array, start, stride)``,
-        ``b = (array, start, stride, panel)`` and ``c = (array, start, panel)`` give where the tile's first element lies
-        and, in elements, how far it is to the next run of k and to the next panel. The sum has ``depth >= 1`` terms,
-        in runs of ``run`` that are contiguous lines of B; "row" needs ``run`` to be the panel's width.
+        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes.
+        ``a = (array, start, stride)``, ``b = (array, start, stride, panel)`` and ``c = (array, start, panel)`` give
+        where the tile's first element lies and, in elements, how far it is to the next run of k and to the next
+        panel. The sum has ``depth >= 1`` terms, in runs of ``run`` that are contiguous lines of B; "row" needs
+        ``run`` to be the panel's width.
     """
 
     @intrinsic
