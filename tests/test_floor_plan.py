@@ -14,7 +14,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 OPTIONAL = {"matplotlib", "pandas", "sklearn"}
 ENGINES = ("fastbp.kernels.cpu", "fastbp.kernels.cuda")
-SHARED = {f"fastbp.kernels.{name}" for name in ("activations", "elementary", "losses", "optimizers", "problem", "random")}
+SHARED = {
+    f"fastbp.kernels.{name}" for name in ("activations", "elementary", "losses", "optimizers", "problem", "random")
+}
 
 
 def find_modules() -> dict[str, Path]:

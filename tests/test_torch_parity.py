@@ -8,32 +8,70 @@ from cases import OPTIMIZERS, batches, make_case, optimizer, relative_error
 
 torch = pytest.importorskip("torch", reason="PyTorch is not installed (extra: peers)")
 
+nn, F = torch.nn, torch.nn.functional
 ACTIVATIONS = {
-    "identity": torch.nn.Identity,
-    "logistic": torch.nn.Sigmoid,
-    "tanh": torch.nn.Tanh,
-    "relu": torch.nn.ReLU,
+    "identity": nn.Identity(),
+    "logistic": nn.Sigmoid(),
+    "tanh": nn.Tanh(),
+    "relu": nn.ReLU(),
+    "leaky_relu(negative_slope=0.2)": nn.LeakyReLU(0.2),
+    "elu(alpha=0.7)": nn.ELU(0.7),
+    "selu": nn.SELU(),
+    "celu(alpha=0.5)": nn.CELU(0.5),
+    "gelu": nn.GELU(),
+    "gelu_tanh": nn.GELU(approximate="tanh"),
+    "silu": nn.SiLU(),
+    "mish": nn.Mish(),
+    "softplus": nn.Softplus(),
+    "softsign": nn.Softsign(),
+    "hard_sigmoid": nn.Hardsigmoid(),
+    "hard_swish": nn.Hardswish(),
+    "relu6": nn.ReLU6(),
 }
+
+
+def summed(loss, **settings):
+    """The sum over outputs, the mean over samples."""
+    return lambda z, t: loss(z, t, reduction="sum", **settings) / len(z)
+
+
+def sigmoid_cross_entropy(z, t):
+    return F.binary_cross_entropy_with_logits(z, t, reduction="none")
+
 
 LOSSES = {
     "squared_error": lambda z, t: 0.5 * ((z - t) ** 2).sum() / len(z),
-    "cross_entropy": torch.nn.functional.cross_entropy,
-    "binary_cross_entropy": lambda z, t: (
-        torch.nn.functional.binary_cross_entropy_with_logits(z, t, reduction="sum") / len(z)
+    "absolute_error": summed(F.l1_loss),
+    "huber(delta=0.8)": summed(F.huber_loss, delta=0.8),
+    "poisson": summed(F.poisson_nll_loss),
+    "cross_entropy": F.cross_entropy,
+    "cross_entropy(label_smoothing=0.1)": lambda z, t: F.cross_entropy(z, t, label_smoothing=0.1),
+    "binary_cross_entropy": summed(F.binary_cross_entropy_with_logits),
+    "focal(gamma=1.5)": lambda z, t: (
+        (sigmoid_cross_entropy(z, t) * (t * (1 - z.sigmoid()) + (1 - t) * z.sigmoid()) ** 1.5).sum() / len(z)
     ),
+}
+
+RULES = {
+    "sgd": torch.optim.SGD,
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "amsgrad": torch.optim.Adam,
+    "nadam": torch.optim.NAdam,
+    "radam": torch.optim.RAdam,
+    "adagrad": torch.optim.Adagrad,
+    "adadelta": torch.optim.Adadelta,
+    "rmsprop": torch.optim.RMSprop,
 }
 
 
 def torch_optimizer(name, parameters):
-    _, rule, settings, _ = OPTIMIZERS[name]
-    settings = {"lr" if key == "learning_rate" else key: value for key, value in settings.items()}
-    if rule == "sgd":
-        return torch.optim.SGD(parameters, **settings)
-    if "beta1" in settings:
-        settings["betas"] = settings.pop("beta1"), settings.pop("beta2")
-    if "epsilon" in settings:
-        settings["eps"] = settings.pop("epsilon")
-    return {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[rule](parameters, **settings)
+    _, rule, settings, extra = OPTIMIZERS[name]
+    settings = settings | extra
+    names = {"learning_rate": "lr", "epsilon": "eps"}
+    if "beta1" in settings or "beta2" in settings:
+        settings["betas"] = settings.pop("beta1", 0.9), settings.pop("beta2", 0.999)
+    return RULES[rule](parameters, **{names.get(key, key): value for key, value in settings.items()})
 
 
 def torch_network(net):
@@ -44,7 +82,7 @@ def torch_network(net):
         with torch.no_grad():
             linear.weight.copy_(torch.tensor(W.T))
             linear.bias.copy_(torch.tensor(b))
-        modules += [linear, ACTIVATIONS[activation]()]
+        modules += [linear, ACTIVATIONS[activation]]
     return torch.nn.Sequential(*modules)
 
 
@@ -52,10 +90,7 @@ def flat_parameters(model):
     return np.concatenate([parameter.detach().numpy().T.ravel() for parameter in model.parameters()])
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
-@pytest.mark.parametrize("loss", LOSSES)
-def test_fifty_steps(rng, loss, name):
-    case = make_case(rng, (7, 33, 17, 5, 3), loss, activation=["relu", "tanh", "logistic"], n_samples=71)
+def assert_same_after_fifty_steps(case, name, loss):
     model = torch_network(case.net)
     torch_rule = torch_optimizer(name, model.parameters())
     X, y = torch.tensor(case.X), torch.tensor(case.y)
@@ -65,3 +100,21 @@ def test_fifty_steps(rng, loss, name):
         torch_rule.step()
     case.net.fit(case.X, case.y, optimizer=optimizer(name), batch_size=15, epochs=10, shuffle=False)
     assert relative_error(case.net.theta, flat_parameters(model)) < 1e-9
+
+
+@pytest.mark.parametrize("name", [name for name in OPTIMIZERS if name != "lion"])  # PyTorch has no Lion
+def test_optimizers(rng, name):
+    case = make_case(rng, (7, 33, 17, 5, 3), activation=["relu", "tanh", "logistic"], n_samples=71)
+    assert_same_after_fifty_steps(case, name, "squared_error")
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_losses(rng, loss):
+    case = make_case(rng, (7, 33, 17, 5, 3), loss, activation=["relu", "tanh", "logistic"], n_samples=71)
+    assert_same_after_fifty_steps(case, "adam", loss)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_activations(rng, activation):
+    case = make_case(rng, (7, 33, 17, 3), activation=activation, n_samples=71)
+    assert_same_after_fifty_steps(case, "adam", "squared_error")
