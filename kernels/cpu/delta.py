@@ -9,7 +9,7 @@ from .forward import block_start, sample
 from .gemm import make_product
 from .jit import Hook, inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
-from .simd import LINE_BYTES, max_line, sum_line
+from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line
 
 product_times_derivative = make_product(start="zero", finish="multiply")
 
@@ -72,15 +72,27 @@ def _compile_loss(row):
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
 
 
-def panel_loss(code, z, target, lse, weight, loss, delta, p, lanes):
+def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
     """Loss and delta, times weight, of the first ``lanes`` lanes of a panel's lines, and zero in the others.
 
-    All arrays are as long as z; ``p`` is the loss's setting.
+    ``z`` to ``delta`` are the addresses of ``size`` numbers each, ``p`` is the loss's setting.
     """
-    _panel_loss(code, (z, target, lse, weight, loss, delta, p, lanes))
+    _panel_loss(
+        code,
+        (
+            array_at(z, size, p),
+            array_at(target, size, p),
+            array_at(lse, size, p),
+            array_at(weight, size, p),
+            array_at(loss, size, p),
+            array_at(delta, size, p),
+            p,
+            lanes,
+        ),
+    )
 
 
-PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[real[::1]] * 6, real, int64))
+PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[int64] * 7, real, int64))
 call_panel_loss = PANEL_LOSS.call
 
 
@@ -119,6 +131,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     size = n_rows * width
     lines, rows = work.lines[thread], work.rows[thread]
     target, lse, weight, loss = lines[0][:size], lines[1][:size], lines[2][:size], lines[3][:size]
+    lines_at = address_of(target, 0), address_of(lse, 0), address_of(weight, 0), address_of(loss, 0)
     if network.softmax:
         log_sum_exp(work.a[start:], panel_size, n_rows, n_out, lse, loss, rows)
     sums = work.loss[block * work.block_rows : block * work.block_rows + n_rows]
@@ -131,9 +144,8 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     for panel in range(n_panels(n_out, width)):
         begin, lanes = start + panel * panel_size, n_out - panel * width
         fill_targets(data, first + position, n_rows, panel * width, lanes, width, n_classes, network.smoothing, target)
-        z, delta = work.a[begin : begin + size], work.delta[begin : begin + size]
-        args = network.loss, z, target, lse, weight, loss, delta, network.loss_setting, lanes
-        call_panel_loss(network.loss_at, args)
+        places = address_of(work.a, begin), *lines_at, address_of(work.delta, begin)
+        call_panel_loss(network.loss_at, (network.loss, *places, size, number(network.loss_setting), lanes))
         for r in range(n_rows):
             sums[r] += sum_line(((loss, r * width),))
 

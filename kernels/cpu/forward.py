@@ -7,7 +7,7 @@ from ..random import fold, uniform
 from .gemm import make_product
 from .jit import Hook, inlined, routine, row_of, select
 from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_read
+from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
 AHEAD = 16
@@ -34,12 +34,15 @@ def _compile_activation(row):
 _activate = select(list(ACTIVATIONS.values()), _compile_activation)
 
 
-def activate(code, a, delta, p, training):
-    """z to f(z) in place, and in training f'(z) into delta, where the recursion wants it; ``p`` is f's setting."""
-    _activate(code, (a, delta, p, training))
+def activate(code, a, delta, size, p, training):
+    """z to f(z) in place, and in training f'(z) into delta, where the recursion wants it.
+
+    ``a`` and ``delta`` are the addresses of ``size`` numbers, ``p`` is f's setting.
+    """
+    _activate(code, (array_at(a, size, p), array_at(delta, size, p), p, training))
 
 
-ACTIVATE = Hook(activate, lambda real: (int64, real[::1], real[::1], real, int64))
+ACTIVATE = Hook(activate, lambda real: (int64, int64, int64, int64, real, int64))
 call_activate = ACTIVATE.call
 
 
@@ -109,7 +112,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
     panel_size = work.block_rows * width
     gather(data, work, start, first + position, n_rows)
     for depth in range(len(layers)):
-        layer, setting = layers[depth], network.setting[depth]
+        layer, setting = layers[depth], work.a.dtype.type(network.setting[depth])
         out = start + layer[NODE_OUT] * work.block_rows
         panels = n_panels(layer[N_OUT], width)
         panel_weights = (layer[N_IN] + 1) * width
@@ -127,11 +130,12 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             if depth + 1 == len(layers):
                 continue
             for panel in range(first_panel, first_panel + group):  # while z is in L1
-                a = work.a[begin : begin + n_rows * width]
-                delta = work.delta[begin : begin + n_rows * width]
-                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], a, delta, setting, training))
+                places = address_of(work.a, begin), address_of(work.delta, begin)
+                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, n_rows * width, setting, training))
                 if training and network.dropout[depth] > 0.0:
                     panel_key = fold(fold(key, depth), panel)
+                    a = work.a[begin : begin + n_rows * width]
+                    delta = work.delta[begin : begin + n_rows * width]
                     drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
                 begin += panel_size
 

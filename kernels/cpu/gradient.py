@@ -6,6 +6,7 @@ The sum of a tile runs over the rows in order, whichever thread owns it.
 import math
 from functools import cache
 
+import numpy as np
 from numba.types import UniTuple, float64, int64
 
 from ..optimizers import N_SCALARS, OPTIMIZERS
@@ -13,7 +14,7 @@ from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS, copy_line, prefetch_to_write, tile_code
+from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, tile_code
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -29,7 +30,7 @@ STRIP_LINES = STRIP_ROWS + 1
 
 
 @routine
-def _no_views(slots, start, stop):
+def _no_views(slots, stride, size, number):
     return ()
 
 
@@ -45,14 +46,14 @@ def _store_nothing(views, i, values):
 
 @cache
 def _slot_access(n_slots):
-    """``view(slots, start, stop)``, ``load(views, i)`` and ``store(views, i, values)`` for tuples of ``n_slots``."""
+    """For ``n_slots`` at addresses ``slots``, ``slots + stride`` and so on, what makes views, loads and stores them."""
     if n_slots == 0:
         return _no_views, _load_nothing, _store_nothing
     last = n_slots - 1
     view_others, load_others, store_others = _slot_access(last)
 
-    def view(slots, start, stop):
-        return (*view_others(slots, start, stop), slots[last][start:stop])
+    def view(slots, stride, size, number):
+        return (*view_others(slots, stride, size, number), array_at(slots + last * stride, size, number))
 
     def load(views, i):
         return (*load_others(views, i), views[last][i])
@@ -68,10 +69,8 @@ def _slot_access(n_slots):
 def _compile_update(row):
     rule, (view, load, store) = inlined(row.update), _slot_access(row.n_slots)
 
-    def update(W, slots, start, grad, h):
-        # Views that begin at 0: an index that might be negative would keep the loop from being vectorised.
-        W = W[start : start + grad.size]
-        views = view(slots, start, start + grad.size)
+    def update(W, slots, stride, grad, h):
+        views = view(slots, stride, grad.size, h[0])
         for i in range(grad.size):
             theta, values = rule(W[i], grad[i], load(views, i), h)
             W[i] = theta
@@ -85,9 +84,12 @@ _compile = cache(routine)
 _prepare = select(list(OPTIMIZERS.values()), lambda row: _compile(row.prepare))
 
 
-def update(code, W, slots, start, grad, h):
-    """The optimizer on ``grad.size`` parameters from ``W[start]``."""
-    _update(code, (W, slots, start, grad, h))
+def update(code, W, slots, stride, grad, size, h):
+    """The optimizer on ``size`` parameters, by the addresses of the first of W, of the first slot and of the gradient.
+
+    ``stride`` bytes lie between one slot and the next; ``h`` holds the step's scalars.
+    """
+    _update(code, (array_at(W, size, h[0]), slots, stride, array_at(grad, size, h[0]), h))
 
 
 def prepare(code, h, hyper, learning_rate, step):
@@ -95,9 +97,19 @@ def prepare(code, h, hyper, learning_rate, step):
     _prepare(code, (h, hyper, learning_rate, step))
 
 
-UPDATE_RULE = Hook(update, lambda real: (int64, real[::1], real[:, ::1], int64, real[::1], UniTuple(real, N_SCALARS)))
+UPDATE_RULE = Hook(update, lambda real: (*[int64] * 6, UniTuple(real, N_SCALARS)))
 PREPARE = Hook(prepare, lambda real: (int64, float64[::1], float64[::1], float64, int64))
 call_update, call_prepare = UPDATE_RULE.call, PREPARE.call
+
+
+@inlined
+def update_from(parameters, optimizer, start, grad, h):
+    """Update ``grad.size`` parameters from ``W[start]``."""
+    slots, stride = np.int64(0), np.int64(0)
+    if len(parameters.slots):
+        slots, stride = address_of(parameters.slots[0], start), parameters.slots.strides[0]
+    places = address_of(parameters.W, start), slots, stride, address_of(grad, 0)
+    call_update(optimizer.update_at, (optimizer.code, *places, grad.size, h))
 
 
 @routine
@@ -193,7 +205,7 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
                 line = (panel - first_panel) * STRIP_LINES * width
                 grad = strip[line : line + (last - first + with_bias) * width]
                 if into == UPDATE:
-                    call_update(optimizer.update_at, (optimizer.code, parameters.W, parameters.slots, start, grad, h))
+                    update_from(parameters, optimizer, start, grad, h)
                     if depth > 0:
                         transpose_rows(parameters, layer, panel, first, last)
                 else:
@@ -274,6 +286,6 @@ def apply(network, parameters, optimizer, h, scale, thread, n_threads):
         if scale != 1.0:
             for i in range(grad.size):
                 grad[i] *= scale
-        call_update(optimizer.update_at, (optimizer.code, parameters.W, parameters.slots, start, grad, h))
+        update_from(parameters, optimizer, start, grad, h)
         if depth > 0:
             transpose_rows(parameters, network.layers[depth], panel, 0, network.layers[depth, N_IN])

@@ -10,6 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.extending import intrinsic, register_jitable
+from numba.np.arrayobj import populate_array
 
 #: A panel is one cache line wide on every processor: 16 float32 or 8 float64.
 LINE_BYTES = 64
@@ -422,14 +423,14 @@ def switch(routines: dict[int, Callable]) -> Callable:
 def make_call(kinds: Callable) -> Callable:
     """Make an intrinsic ``call(address, args)`` of a compiled function without a result.
 
-    ``kinds(real)`` gives the types of its arguments for arrays of an element type, that of the first array in
-    ``args``; there is no check of the address.
+    ``kinds(real)`` gives the types of its arguments for numbers of type ``real``, the first such type in ``args``;
+    there is no check of the address.
     """
 
     @intrinsic
     def call(typingctx, address, args):
-        real = next(kind.dtype for kind in args if isinstance(kind, types.Array))
-        wanted = kinds(real)
+        flat = [part for kind in args for part in (kind if isinstance(kind, types.BaseTuple) else (kind,))]
+        wanted = kinds(next(kind for kind in flat if isinstance(kind, types.Float)))
 
         def codegen(context, builder, signature, values):
             given = cgutils.unpack_tuple(builder, values[1])
@@ -444,6 +445,40 @@ def make_call(kinds: Callable) -> Callable:
         return types.void(types.int64, args), codegen
 
     return call
+
+
+@intrinsic
+def address_of(typingctx, array, start):
+    """Where element ``start`` of a 1-D array lies: one word, where the array itself would be passed on as seven."""
+
+    def codegen(context, builder, signature, args):
+        kind = signature.args[0]
+        data = context.make_array(kind)(context, builder, args[0]).data
+        place = builder.gep(data, [args[1]], source_etype=context.get_value_type(kind.dtype))
+        return builder.ptrtoint(place, ir.IntType(64))
+
+    return types.int64(array, types.int64), codegen
+
+
+@intrinsic
+def array_at(typingctx, address, size, number):
+    """The array of ``size`` numbers of the type of ``number`` at an address; it owns nothing."""
+    kind = types.Array(number, 1, "C")
+
+    def codegen(context, builder, signature, args):
+        index, itemsize = ir.IntType(64), number.bitwidth // 8
+        array = context.make_array(kind)(context, builder)
+        populate_array(
+            array,
+            data=builder.inttoptr(args[0], context.get_value_type(number).as_pointer()),
+            shape=[args[1]],
+            strides=[index(itemsize)],
+            itemsize=index(itemsize),
+            meminfo=None,
+        )
+        return array._getvalue()
+
+    return kind(types.int64, types.int64, number), codegen
 
 
 def _element(context, builder, array_type, array, position):
