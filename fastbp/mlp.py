@@ -54,6 +54,11 @@ class MLP:
         squared_hinge, whose predictions are z.
     dropout : float
         Probability, below 1, of dropping a hidden unit in training; the others are scaled up.
+    l1, l2 : float
+        Penalties l1 sum |W| + l2 sum W^2 / 2 over weights, not biases, in the training loss and its gradient;
+        `evaluate` and validation curves leave them out.
+    penalty_by_batch : bool
+        Divide the penalties by the number of samples (or their weight) of each batch, as scikit-learn does.
     normalization : None
         Reserved.
     initializer : str, number or array, optional
@@ -93,6 +98,9 @@ class MLP:
         activation: str | Sequence[str] = "relu",
         loss: str = "squared_error",
         dropout: float = 0.0,
+        l1: float = 0.0,
+        l2: float = 0.0,
+        penalty_by_batch: bool = False,
         normalization: None = None,
         initializer: Any = None,
         bias: bool = True,
@@ -109,10 +117,21 @@ class MLP:
             )
         if normalization is not None:
             raise ValueError(f"normalization must be None, it is {normalization!r}")
-        if not isinstance(bias, bool):
-            raise TypeError(f"bias must be True or False, it is {bias!r}")
-        self.dropout = validation.number_in("dropout", dropout, at_least=0, below=1)
-        self._topology = Topology(sizes, activations, chosen, bias, self.dropout, _dtype(dtype), _seed(random_state))
+        for name, flag in (("bias", bias), ("penalty_by_batch", penalty_by_batch)):
+            if not isinstance(flag, bool):
+                raise TypeError(f"{name} must be True or False, it is {flag!r}")
+        self._topology = Topology(
+            layer_sizes=sizes,
+            activations=activations,
+            loss=chosen,
+            bias=bias,
+            dropout=validation.number_in("dropout", dropout, at_least=0, below=1),
+            l1=validation.number_in("l1", l1, at_least=0),
+            l2=validation.number_in("l2", l2, at_least=0),
+            penalty_by_batch=penalty_by_batch,
+            dtype=_dtype(dtype),
+            seed=_seed(random_state),
+        )
         self._theta = parameters.initialize(self._topology, initializer)
         self.weights, self.biases = parameters.views(self._topology, self._theta)
         self._optimizer = Adam()
@@ -123,6 +142,10 @@ class MLP:
 
     layer_sizes = property(lambda self: self._topology.layer_sizes, doc="Widths from input to output.")
     loss = property(lambda self: validation.spec(self._topology.loss, LOSSES), doc="The loss, as it can be given.")
+    dropout = property(lambda self: self._topology.dropout, doc="Probability of dropping a hidden unit.")
+    l1 = property(lambda self: self._topology.l1, doc="Factor of sum |W| in the training loss.")
+    l2 = property(lambda self: self._topology.l2, doc="Factor of sum W^2 / 2 in the training loss.")
+    penalty_by_batch = property(lambda self: self._topology.penalty_by_batch, doc="Divide them by a batch's weight.")
     bias = property(lambda self: self._topology.bias, doc="Whether layers have biases.")
     dtype = property(lambda self: self._topology.dtype, doc="numpy.dtype of parameters and arithmetic.")
     random_state = property(lambda self: self._topology.seed, doc="The seed.")
@@ -505,6 +528,9 @@ class MLP:
             "activation": self.activations,
             "loss": self.loss,
             "dropout": self.dropout,
+            "l1": self.l1,
+            "l2": self.l2,
+            "penalty_by_batch": self.penalty_by_batch,
             "bias": self.bias,
             "dtype": self.dtype.name,
             "random_state": self.random_state,

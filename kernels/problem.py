@@ -35,6 +35,10 @@ class Topology(NamedTuple):
     bias : bool
     dropout : float
         Probability of dropping a hidden unit.
+    l1, l2 : float
+        Penalties on the weights.
+    penalty_by_batch : bool
+        Whether they are divided by the number of samples, or their weight, of each batch.
     dtype : numpy.dtype
     seed : int
         Below 2**64.
@@ -45,6 +49,9 @@ class Topology(NamedTuple):
     loss: Choice
     bias: bool
     dropout: float
+    l1: float
+    l2: float
+    penalty_by_batch: bool
     dtype: np.dtype
     seed: int
 

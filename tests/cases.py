@@ -78,7 +78,9 @@ class Case(NamedTuple):
     @property
     def network(self):
         net = self.net
-        return reference.Network(net.layer_sizes, net.activations, net.loss, net.bias)
+        return reference.Network(
+            net.layer_sizes, net.activations, net.loss, net.bias, net.l1, net.l2, net.penalty_by_batch
+        )
 
     @property
     def exact(self):

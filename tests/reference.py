@@ -25,6 +25,9 @@ class Network(NamedTuple):
     activations: tuple[str, ...]  # one name per hidden layer
     loss: str
     bias: bool = True
+    l1: float = 0.0
+    l2: float = 0.0
+    penalty_by_batch: bool = False
 
 
 # ---- activations: f(z) and f'(z, a), elementwise -----------------------------------------------
@@ -249,6 +252,7 @@ def correct(network, theta, X, y):
 def loss_and_gradients(network, theta, X, y, weight=None):
     """The (weighted) mean loss over the samples and its gradient, laid out like theta."""
     w = np.ones(len(X)) if weight is None else weight  # (n_samples,)
+    share = 1 / w.sum() if network.penalty_by_batch else 1.0
     w = w / w.sum()
     t = targets(network, y)  # (n_samples, n_out)
     W, _ = layers(network, theta)
@@ -261,6 +265,8 @@ def loss_and_gradients(network, theta, X, y, weight=None):
     delta = w[:, None] * loss.delta(z[-1], t, p)  # (n_samples, n_out)
     for layer in reversed(range(len(W))):
         grad_W[layer][:] = a[layer].T @ delta  # (n_in, n_out)
+        grad_W[layer] += share * (network.l1 * np.sign(W[layer]) + network.l2 * W[layer])
+        value += share * (network.l1 * np.abs(W[layer]).sum() + network.l2 / 2 * (W[layer] ** 2).sum())
         grad_b[layer][:] = delta.sum(axis=0)  # (n_out,)
         if layer > 0:
             (_, df, _), p = read(network.activations[layer - 1], ACTIVATIONS)

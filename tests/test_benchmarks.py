@@ -14,7 +14,6 @@ from benchmarks import compare
 from benchmarks.benchmarks import timing
 from benchmarks.benchmarks.workloads import WORKLOADS, Training, Workload
 from benchmarks.peers import PEERS, permutations
-from fastbp.kernels.problem import Topology
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -29,7 +28,7 @@ class TestWorkloads:
 
     @pytest.mark.parametrize("workload", WORKLOADS.values(), ids=WORKLOADS)
     def test_agrees_with_fastbp(self, workload):
-        topology = Topology(workload.sizes, (), workload.loss, True, 0.0, np.dtype(np.float32), 0)
+        topology = workload.network()._topology
         assert workload.flops_per_step == topology.flops(workload.batch)
         assert workload.parameters == topology.n_parameters
         assert workload.samples == workload.steps * workload.batch

@@ -58,6 +58,14 @@ def test_every_width_with_every_batch(rng, width, n_samples, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("by_batch", [False, True])
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_penalties(rng, penalty, by_batch, dtype):
+    settings = {penalty: 0.1, "penalty_by_batch": by_batch}
+    assert_matches_oracle(make_case(rng, (7, 65, 17, 3), dtype=dtype, weighted=True, **settings))
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
 @pytest.mark.parametrize("loss", LOSS_SPECS)
 @pytest.mark.parametrize("activation", ACTIVATION_SPECS)

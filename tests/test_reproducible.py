@@ -24,14 +24,15 @@ def train(case, threads=1, **settings):
         pytest.param({}, id="plain"),
         pytest.param({"accumulate": 3}, id="accumulate"),
         pytest.param({"dropout": 0.2}, id="dropout"),
+        pytest.param({"l1": 0.01, "l2": 0.1}, id="penalties"),
         pytest.param({"batch_size": 1, "epochs": 1}, id="online"),
         pytest.param({"batch_size": 1000, "clip_norm": 0.1}, id="full batch and clip"),
     ],
 )
 @pytest.mark.parametrize("sizes", [(3, 5, 2), (300, 70, 10), (17, 33, 65, 33, 7, 4)], ids=["small", "wide", "deep"])
 def test_same_bits_for_any_number_of_threads(rng, sizes, settings, dtype):
-    dropout = settings.get("dropout", 0.0)
-    settings = {name: value for name, value in settings.items() if name != "dropout"}
+    of_network = {name: settings[name] for name in ("dropout", "l1", "l2") if name in settings}
+    settings = {name: value for name, value in settings.items() if name not in of_network}
     results = set()
     for threads in (1, 2, 3, 4):
         case = make_case(
@@ -42,7 +43,7 @@ def test_same_bits_for_any_number_of_threads(rng, sizes, settings, dtype):
             n_samples=333,
             dtype=dtype,
             weighted=True,
-            dropout=dropout,
+            **of_network,
         )
         results.add(train(case, threads, **settings))
     assert len(results) == 1

@@ -99,6 +99,13 @@ def test_minibatches(rng, settings, name):
     assert_trains_like_oracle(case, name, **settings)
 
 
+@pytest.mark.parametrize("by_batch", [False, True])
+@pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.3}], ids=["fused", "clipped"])
+def test_penalties(rng, settings, by_batch):
+    case = make_case(rng, (5, 67, 35, 3), "cross_entropy", weighted=True, l1=0.003, l2=0.03, penalty_by_batch=by_batch)
+    assert_trains_like_oracle(case, "adam", batch_size=8, epochs=10, **settings)
+
+
 @pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
 def test_accumulated_batches_equal_one_large_batch(rng, weighted):
     case = make_case(rng, (7, 33, 17, 3), n_samples=50, weighted=weighted)

@@ -7,13 +7,13 @@ from __future__ import annotations
 
 import numpy as np
 
-from fastbp.backend import Data, Topology, open_session
+import fastbp
+from fastbp.backend import Data, open_session
 from fastbp.kernels.cpu.delta import delta
-from fastbp.kernels.cpu.epoch import FUSED, Optimizer
 from fastbp.kernels.cpu.forward import forward
 from fastbp.kernels.cpu.gradient import UPDATE, gradient
 from fastbp.kernels.cpu.jit import entry
-from fastbp.kernels.optimizers import N_SCALARS, OPTIMIZERS
+from fastbp.kernels.optimizers import N_SCALARS
 
 from .timing import seconds_each
 
@@ -40,8 +40,9 @@ def run_delta(network, parameters, data, work, times):
 
 @entry
 def run_gradient(network, parameters, data, work, optimizer, h, times):
+    no_penalty = work.a.dtype.type(0)
     for _ in range(times):
-        gradient(network, parameters, work, optimizer, h, 0, len(data.X), UPDATE, 0, 0, 1)
+        gradient(network, parameters, work, optimizer, h, no_penalty, no_penalty, 0, len(data.X), UPDATE, 0, 0, 1)
 
 
 class Kernels:
@@ -55,17 +56,26 @@ class Kernels:
     unit = "seconds"
 
     def setup(self, width):
-        f32 = np.dtype(np.float32)
-        topology = Topology((width,) * 3, ("relu",), "squared_error", True, 0.0, f32, 0)
-        X = np.random.default_rng(0).standard_normal((ROWS, width), f32)
-        data = Data(X, np.zeros_like(X), np.zeros(0, np.int64), np.zeros(0, f32), np.zeros(0, np.int64))
-        theta = np.full(topology.n_parameters, 0.01, f32)
-        rule = OPTIMIZERS["adam"]
-        with open_session("cpu", topology, theta, ROWS, threads=1) as session:
-            slots = np.zeros((rule.n_slots, session.parameters.W.size), f32)
-            parameters = session.parameters._replace(slots=slots)
-            self.args = session.network, parameters, data, session.work
-        self.update = Optimizer(rule.code, np.zeros(0), np.inf, FUSED), (f32.type(1e-3),) * N_SCALARS
+        net = fastbp.MLP((width,) * 3, initializer=0.01)
+        X = np.random.default_rng(0).standard_normal((ROWS, width), np.float32)
+        empty = np.zeros(0, np.float32)
+        data = Data(X, np.zeros_like(X), np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
+        slots = np.zeros((2, net.n_parameters), np.float32)
+        with open_session("cpu", net._topology, net.theta, ROWS, threads=1) as session:
+            session.start(
+                data,
+                "adam",
+                np.zeros(4),
+                slots,
+                0,
+                learning_rate=np.zeros(1),
+                shuffle=False,
+                first_epoch=0,
+                clip_norm=np.inf,
+                theta=net.theta,
+            )
+            self.args = session.network, session.parameters, data, session.work
+            self.update = session._optimizer, (np.float32(1e-3),) * N_SCALARS
 
     def track_forward(self, width):
         return seconds_each(lambda times: run_forward(*self.args, times))

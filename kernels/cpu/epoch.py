@@ -131,6 +131,10 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
     leave its cache, and the slices' gradients are added up in order.
     """
     scale = 1.0 / weight if weight > 0.0 else 0.0
+    number = parameters.W.dtype.type
+    l1, l2 = number(network.l1), number(network.l2)
+    if network.penalty_by_batch:
+        l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
     chunk_rows = work.chunk_rows
     n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
     shared = n_chunks == 1
@@ -146,7 +150,7 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
             if shared:
                 barrier(work.sync, n_threads)
             into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
-            gradient(network, parameters, work, optimizer, h, base, end - begin, into, thread, part, n_parts)
+            gradient(network, parameters, work, optimizer, h, l1, l2, base, end - begin, into, thread, part, n_parts)
             for r in range(base * work.block_rows, base * work.block_rows + end - begin):
                 slice_loss += work.loss[r]
         work.slice_loss[thread if shared else k] = slice_loss
@@ -157,16 +161,21 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
         loss = 0.0
         for k in range(n_slices):
             loss += work.slice_loss[k]
-        reduce(network, parameters, n_slices, thread, n_threads)
-    if optimizer.mode == NONE or (shared and optimizer.mode == FUSED):
-        return loss
-    clip = parameters.W.dtype.type(1)
-    if optimizer.mode == CLIPPED:
-        square_norms(network, parameters, thread, n_threads)
+    in_memory = not shared or optimizer.mode != FUSED
+    if in_memory:
+        reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads)
+        if optimizer.mode == CLIPPED:
+            square_norms(network, parameters, thread, n_threads)
         barrier(work.sync, n_threads)
-        clip *= clipping_scale(parameters, optimizer.clip_norm)
-    apply(network, parameters, optimizer, h, clip, thread, n_threads)
-    barrier(work.sync, n_threads)
+    if l1 > 0 or l2 > 0:
+        for penalty in work.penalty:
+            loss += penalty
+    if in_memory and optimizer.mode != NONE:
+        clip = number(1)
+        if optimizer.mode == CLIPPED:
+            clip *= clipping_scale(parameters, optimizer.clip_norm)
+        apply(network, parameters, optimizer, h, clip, thread, n_threads)
+        barrier(work.sync, n_threads)
     return loss
 
 

@@ -14,7 +14,7 @@ from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, inlined, routine, row_of, select
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, tile_code
+from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, sum_line, tile_code
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -166,11 +166,11 @@ def prefetch_parameters(parameters, start, count):
 
 
 @routine
-def gradient(network, parameters, work, optimizer, h, block, n_rows, into, thread, part, n_parts):
+def gradient(network, parameters, work, optimizer, h, l1, l2, block, n_rows, into, thread, part, n_parts):
     """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all strips.
 
-    ``into`` says what becomes of it: ``UPDATE`` the parameters, or else ``slot, is_first = divmod(into, 2)``: set
-    ``parameters.grad[slot]``, or add to it.
+    ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
+    ``slot, is_first = divmod(into, 2)``: set ``parameters.grad[slot]``, or add to it.
     """
     width = LINE_BYTES // work.a.itemsize
     block_size = block_start(network.layers, work, 1)
@@ -180,6 +180,7 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
         total += n_groups(layer, width) * strips_down(layer)
     begin, end = total * part // n_parts, total * (part + 1) // n_parts
     strip = work.strip[thread]
+    before = 0
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
@@ -190,6 +191,7 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
             last = min(first + STRIP_ROWS, n_in)
             with_bias = network.bias & (last == n_in)
             first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
+            penalty = 0.0
             for row in range(first, last, TALL):
                 count = min(TALL, last - row)
                 ones = with_bias & (row + count == last)
@@ -205,18 +207,38 @@ def gradient(network, parameters, work, optimizer, h, block, n_rows, into, threa
                 line = (panel - first_panel) * STRIP_LINES * width
                 grad = strip[line : line + (last - first + with_bias) * width]
                 if into == UPDATE:
+                    if l1 > 0 or l2 > 0:
+                        penalty += penalize(parameters.W, start, grad, (last - first) * width, l1, l2, work, thread)
                     update_from(parameters, optimizer, start, grad, h)
                     if depth > 0:
                         transpose_rows(parameters, layer, panel, first, last)
                 else:
                     keep(parameters.grad[into // 2][start : start + grad.size], grad, into % 2)
-        begin, end = begin - n_strips, end - n_strips
+            work.penalty[before + number] = penalty
+        begin, end, before = begin - n_strips, end - n_strips, before + n_strips
 
 
 @inlined
 def n_groups(layer, width):
     """Groups of ``WIDE`` panels of a layer's outputs."""
     return (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE
+
+
+@routine
+def penalize(W, start, grad, size, l1, l2, work, thread):
+    """Add the penalties' slopes for ``size`` weights from ``W[start]`` to their gradient; returns the penalties."""
+    width = LINE_BYTES // W.itemsize
+    half, zero = W.dtype.type(0.5) * l2, W.dtype.type(0)
+    W, total = W[start : start + size], work.lines[thread][0][:width]
+    for lane in range(width):
+        total[lane] = 0
+    for line in range(0, size, width):
+        W_line, grad_line = W[line : line + width], grad[line : line + width]
+        for lane in range(W_line.size):
+            w = W_line[lane]
+            total[lane] += l1 * abs(w) + half * w * w
+            grad_line[lane] += (l1 if w > zero else zero) - (l1 if w < zero else zero) + l2 * w
+    return float(sum_line(((total, 0),)))
 
 
 @inlined
@@ -243,8 +265,8 @@ def panel_of(layers, number, width):
 
 
 @routine
-def reduce(network, parameters, n_slices, thread, n_threads):
-    """Add the gradients of all slices, in order, into the first; each thread its share of the panels."""
+def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
+    """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
     width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
         _, _, start, end = panel_of(network.layers, number, width)
@@ -253,6 +275,8 @@ def reduce(network, parameters, n_slices, thread, n_threads):
             other = parameters.grad[k][start:end]
             for i in range(grad.size):
                 grad[i] += other[i]
+        if l1 > 0 or l2 > 0:
+            work.penalty[number] = penalize(parameters.W, start, grad, grad.size - width, l1, l2, work, thread)
 
 
 @routine

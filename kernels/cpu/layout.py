@@ -46,6 +46,10 @@ class Network(NamedTuple):
         1 if layers have a bias, else 0.
     dropout : float64 (n_layers,)
         Probability of dropping each layer's outputs; 0 for the output layer.
+    l1, l2 : float
+        Factors of sum |W| and of sum W**2 / 2, over weights alone, in the loss.
+    penalty_by_batch : int
+        1 if they are divided by the weight of each batch, as scikit-learn does it, else 0.
     seed : uint64
         Key of the counter-based generator.
     """
@@ -59,6 +63,9 @@ class Network(NamedTuple):
     smoothing: float
     bias: int
     dropout: np.ndarray
+    l1: float
+    l2: float
+    penalty_by_batch: int
     seed: np.uint64
 
 
@@ -95,6 +102,8 @@ class Workspace(NamedTuple):
         Loss of each slice of a batch of many chunks, or of the batch as each thread has summed it.
     strip : 2-D (n_threads, ...)
         Each thread's part of the gradient on its way to the update.
+    penalty : float64
+        What each strip, or panel, of the weights adds to the loss.
     lines : 3-D (n_threads, 4, ...)
         Each thread's targets, log-sum-exps, weights and losses of a panel.
     rows : 3-D (n_threads, 2, block_rows)
@@ -113,6 +122,7 @@ class Workspace(NamedTuple):
     loss: np.ndarray
     slice_loss: np.ndarray
     strip: np.ndarray
+    penalty: np.ndarray
     lines: np.ndarray
     rows: np.ndarray
     scalars: np.ndarray

@@ -15,7 +15,7 @@ from . import epoch, layout
 from .delta import PANEL_LOSS
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE
-from .gradient import PREPARE, STRIP_LINES, UPDATE_RULE
+from .gradient import PREPARE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE
 from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
@@ -95,6 +95,9 @@ class Session:
             smoothing=topology.loss.setting if loss.setting is SMOOTHING else 0.0,
             bias=int(topology.bias),
             dropout=dropout,
+            l1=topology.l1,
+            l2=topology.l2,
+            penalty_by_batch=int(topology.penalty_by_batch),
             seed=np.uint64(topology.seed),
         )
         row_bytes = 2 * lanes * dtype.itemsize
@@ -114,6 +117,8 @@ class Session:
         with _idle_lock:
             idle = _idle_teams[self.n_threads]
             self._team = idle.pop() if idle else Team(self.n_threads)
+        n_panels = sum(-(-n_out // width) for n_out in topology.layer_sizes[1:])
+        n_strips = sum(-(-n_in // STRIP_ROWS) * -(-n_out // width) for n_in, n_out in topology.layers())
         strip_size = VECTORS.panels * STRIP_LINES * width
         self.work = Workspace(
             a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
@@ -121,6 +126,7 @@ class Session:
             loss=np.zeros(n_blocks * block_rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
+            penalty=np.zeros(max(n_strips, n_panels)),
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
             rows=np.zeros((self.n_threads, 2, block_rows), dtype),
             scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
@@ -129,7 +135,6 @@ class Session:
             block_rows=block_rows,
             chunk_rows=chunk_rows,
         )
-        n_panels = sum(-(-n_out // width) for n_out in topology.layer_sizes[1:])
         self.parameters = Parameters(
             W=aligned_zeros(w_size, dtype),
             WT=aligned_zeros(wt_size, dtype),
