@@ -1,5 +1,7 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
+from . import schedules
+from .callbacks import Callback, EarlyStopping
 from .history import History
 from .mlp import MLP, load
 from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop
@@ -14,7 +16,9 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Callback",
     "DivergedError",
+    "EarlyStopping",
     "History",
     "Lion",
     "NAdam",
@@ -22,4 +26,5 @@ __all__ = [
     "RAdam",
     "RMSprop",
     "load",
+    "schedules",
 ]

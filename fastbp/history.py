@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from .validation import require
@@ -22,17 +22,30 @@ class History:
     seconds : list of float
         Time spent training, validation excluded.
     samples_per_second : list of float
+    learning_rate : list of float
+        At the start of the epoch.
     """
 
     loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     seconds: list[float] = field(default_factory=list)
     samples_per_second: list[float] = field(default_factory=list)
+    learning_rate: list[float] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
         """Number of completed epochs."""
         return len(self.loss)
+
+    def to_frame(self) -> Any:
+        """The curves as a pandas.DataFrame, one row per epoch; `dataclasses.asdict` gives them as a dict.
+
+        Raises
+        ------
+        MissingExtraError
+            If pandas is not installed.
+        """
+        return require("pandas", "cli").DataFrame({name: curve for name, curve in asdict(self).items() if curve})
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
         """Draw the loss curves on a logarithmic scale.

@@ -16,11 +16,13 @@ from tqdm import tqdm
 
 from . import io, parameters, validation
 from .backend import Data, Session, Topology, open_session
+from .callbacks import Callback, PlainCallback, Reduction
 from .history import History
 from .kernels.activations import ACTIVATIONS
 from .kernels.losses import LOSSES, Loss
 from .kernels.problem import Choice
 from .optimizers import Adam, Optimizer, as_optimizer
+from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
 from .validation import DivergedError
 
 #: The compiled loop returns to Python about this often, in seconds: progress and Ctrl-C live there.
@@ -219,10 +221,10 @@ class MLP:
         epochs: int = 10,
         shuffle: bool = True,
         validation_data: Sequence[Any] | None = None,
-        schedule: Callable[[int], float] | None = None,
+        schedule: str | Schedule | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         accumulate: int = 1,
-        callbacks: Sequence[Callable[[History], Any]] = (),
+        callbacks: Sequence[Callback | Callable[[History], Any]] = (),
         threads: int | None = None,
         device: str = "cpu",
         progress: bool | None = None,
@@ -247,14 +249,17 @@ class MLP:
             Draw a new order in each epoch.
         validation_data : (X, y) or (X, y, sample_weight), optional
             Its loss is computed after each epoch.
-        schedule : callable, optional
-            From the epoch, counted from 0 in this call, to the learning rate in place of the optimizer's.
+        schedule : str, Schedule or callable, optional
+            What becomes of the learning rate: one of `fastbp.schedules` or its name (constant, polynomial, cosine,
+            inverse_scaling, one_cycle, reduce_on_plateau), or a callable from the epoch, counted from 0 in this call,
+            to the rate in place of the optimizer's.
         clip_norm : float, optional
             Scale gradients of a greater Euclidean norm, over all parameters, down to this one.
         accumulate : int
             Minibatches per update: their gradient is that of one batch as large as all of them.
-        callbacks : sequence of callables
-            Each is called with the History after each epoch; training stops when one returns True.
+        callbacks : sequence of Callback or callables
+            `fastbp.EarlyStopping` and its like; a plain callable is called with the History after each epoch, and
+            training stops when it returns True.
         threads : int, optional
             None lets a cost model choose. The result is the same, to the bit, for any number.
         device : {"cpu"}
@@ -279,12 +284,10 @@ class MLP:
             threads = validation.count("threads", threads)
         clip = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
         optimizer = as_optimizer(optimizer)
-        if not isinstance(callbacks, Sequence) or not all(callable(callback) for callback in callbacks):
-            raise TypeError(f"callbacks must be a sequence of callables, it is {callbacks!r}")
-        if schedule is not None and not callable(schedule):
-            raise TypeError(f"schedule must be a callable of the epoch, it is {schedule!r}")
-        rates = [schedule(epoch) if schedule else optimizer.learning_rate for epoch in range(epochs)]
-        rates = [validation.number_in("schedule's learning rate", rate, at_least=0) for rate in rates]
+        if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
+            raise TypeError(f"callbacks must be a sequence of Callbacks or callables, it is {callbacks!r}")
+        watchers = [c if isinstance(c, Callback) else PlainCallback(c) for c in callbacks]
+        schedule = as_schedule(schedule)
         data = self._data(X, y, sample_weight)
         held_out = None
         if validation_data is not None:
@@ -299,7 +302,10 @@ class MLP:
                 )
             held_out = self._data(*validation_data, prefix="validation_data's ")
         slots, step = optimizer.state(self.n_parameters, self.dtype)
+        for callback in watchers:
+            callback.check(held_out is not None)
         batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
+        rates = learning_rates(schedule, optimizer.learning_rate, epochs, -(-len(data.X) // update_rows))
         with open_session(device, self._topology, self._theta, batch_rows, update_rows, threads) as session:
             session.start(
                 data,
@@ -307,27 +313,38 @@ class MLP:
                 optimizer.hyper,
                 slots,
                 step,
-                learning_rate=np.array(rates, np.float64),
+                learning_rate=rates,
                 shuffle=bool(shuffle),
                 first_epoch=self.epochs,
                 clip_norm=clip,
                 theta=self._theta,
             )
-            return self._train(session, optimizer, slots, epochs, len(data.X), held_out, callbacks, progress)
+            if isinstance(schedule, ReduceOnPlateau):
+                watchers.append(Reduction(schedule, rates))
+            for callback in watchers:
+                callback.begin(self)
+            history = History()
+            try:
+                self._train(session, optimizer, slots, history, rates, len(data.X), held_out, watchers, progress)
+            finally:
+                for callback in watchers:
+                    callback.end(self, history)
+            return history
 
     def _train(
         self,
         session: Session,
         optimizer: Optimizer,
         slots: np.ndarray,
-        epochs: int,
+        history: History,
+        rates: np.ndarray,
         n_samples: int,
         held_out: Data | None,
-        callbacks: Sequence[Callable[[History], Any]],
+        callbacks: Sequence[Callback],
         progress: bool | None,
-    ) -> History:
+    ) -> None:
         """Run a started session: turns of compiled updates, with reports between them."""
-        history = History()
+        epochs = len(rates)
         step_by_step = held_out is not None or bool(callbacks)
         turn, done, stop, training_seconds, first_epoch = 1, 0, False, 0.0, self.epochs
         bar = tqdm(
@@ -361,6 +378,7 @@ class MLP:
                     continue
                 history.loss += session.losses[before : now.epochs].tolist()
                 history.seconds += [training_seconds / completed] * completed
+                history.learning_rate += rates[before : now.epochs, 0].tolist()
                 history.samples_per_second += [n_samples * completed / training_seconds] * completed
                 training_seconds = 0.0
                 if held_out is not None:
@@ -370,8 +388,7 @@ class MLP:
                     loss=f"{history.loss[-1]:.4g}",
                     **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
                 )
-                stop = any([callback(history) is True for callback in callbacks])
-        return history
+                stop = any([callback.after_epoch(self, history) is True for callback in callbacks])
 
     def partial_fit(
         self,

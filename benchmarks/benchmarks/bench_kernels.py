@@ -68,7 +68,7 @@ class Kernels:
                 np.zeros(4),
                 slots,
                 0,
-                learning_rate=np.zeros(1),
+                learning_rate=np.zeros((1, 1)),
                 shuffle=False,
                 first_epoch=0,
                 clip_norm=np.inf,

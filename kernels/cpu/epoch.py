@@ -61,7 +61,8 @@ class Run(NamedTuple):
         1 for a fresh permutation in every epoch.
     first_epoch : int
         Epochs that the network had seen before: they key the generator.
-    learning_rate : float64 (n_epochs,)
+    learning_rate : float64 (n_epochs, 1) or (n_epochs, n_updates)
+        One of each epoch, or of each update.
     loss : float64 (n_epochs,)
         Mean loss of each epoch.
     sums : float64 (2,)
@@ -223,7 +224,8 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
                 barrier(work.sync, n_threads)
         rows = min(run.update_rows, n_samples - position)
         step += 1
-        h = step_scalars(optimizer, work, thread, run.learning_rate[epoch], step)
+        update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
+        h = step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
         key = fold(epoch_key, position)
         weight = total_weight(data, position, rows)
         loss = backpropagate(

@@ -170,7 +170,7 @@ class Session:
         theta: np.ndarray,
         mode: int | None = None,
     ) -> None:
-        """Prepare a training of ``len(learning_rate)`` epochs.
+        """Prepare a training of ``len(learning_rate)`` epochs; the rates of epochs to come may still be changed.
 
         ``theta`` and ``slots`` receive parameters and optimizer state after each epoch; ``step`` counts the updates
         that the optimizer has made. The other arguments are those of `Run` and `Optimizer`;
@@ -249,7 +249,7 @@ class Session:
             np.zeros(1),
             np.empty((0, flat.size), flat.dtype),
             0,
-            learning_rate=np.zeros(1),
+            learning_rate=np.zeros((1, 1)),
             shuffle=False,
             first_epoch=0,
             clip_norm=np.inf,
