@@ -23,8 +23,11 @@ class Callback:
     def check(self, has_validation_data: bool) -> None:
         """Raise ValueError if the training cannot be watched; called before anything changes."""
 
-    def begin(self, net: MLP) -> None:
-        """Called before the first epoch."""
+    def begin(self, net: MLP, rates: np.ndarray) -> None:
+        """Called before the first epoch.
+
+        ``rates`` (epochs, 1) or (epochs, updates) are the learning rates; those of epochs to come may be changed.
+        """
 
     def after_epoch(self, net: MLP, history: History) -> bool | None:
         """Called after each epoch; True ends the training."""
@@ -45,14 +48,15 @@ class PlainCallback(Callback):
 
 @dataclass
 class Reduction(Callback):
-    """Carries out a ReduceOnPlateau on the learning rates (epochs, 1 or more) of a training."""
+    """Carries out a ReduceOnPlateau."""
 
     schedule: ReduceOnPlateau
-    rates: np.ndarray
+
+    def begin(self, net: MLP, rates: np.ndarray) -> None:
+        self._rates = rates
 
     def after_epoch(self, net: MLP, history: History) -> None:
-        rates = self.rates
-        rates[history.epochs :] = rates[0, 0] * self.schedule.factor_after(history)
+        self._rates[history.epochs :] = self._rates[0, 0] * self.schedule.factor_after(history)
 
 
 @dataclass
@@ -92,7 +96,7 @@ class EarlyStopping(Callback):
                 "EarlyStopping's monitor is 'val_loss', which needs fit's validation_data: give it, or 'loss'"
             )
 
-    def begin(self, net: MLP) -> None:
+    def begin(self, net: MLP, rates: np.ndarray) -> None:
         self.best_epoch, self._best, self._theta = 0, math.inf, np.zeros(0)
 
     def after_epoch(self, net: MLP, history: History) -> bool:

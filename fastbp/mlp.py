@@ -320,9 +320,9 @@ class MLP:
                 theta=self._theta,
             )
             if isinstance(schedule, ReduceOnPlateau):
-                watchers.append(Reduction(schedule, rates))
+                watchers.append(Reduction(schedule))
             for callback in watchers:
-                callback.begin(self)
+                callback.begin(self, rates)
             history = History()
             try:
                 self._train(session, optimizer, slots, history, rates, len(data.X), held_out, watchers, progress)

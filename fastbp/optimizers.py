@@ -93,7 +93,7 @@ class SGD(Optimizer):
     """Stochastic gradient descent, with classical or Nesterov momentum.
 
     v <- momentum v + grad; theta <- theta - learning_rate (grad + momentum v if nesterov else v), the form of
-    PyTorch. scikit-learn and Keras keep the learning rate inside v, which is the same while it does not change.
+    PyTorch.
 
     Parameters
     ----------
@@ -102,11 +102,15 @@ class SGD(Optimizer):
         In [0, 1).
     nesterov : bool
         Needs a momentum above 0.
+    rate_in_velocity : bool
+        Keep the learning rate inside v, as scikit-learn and Keras do: v <- momentum v - learning_rate grad. It is the
+        same while the learning rate does not change.
     """
 
     learning_rate: float = 0.01
     momentum: float = 0.0
     nesterov: bool = False
+    rate_in_velocity: bool = False
 
     def check(self) -> None:
         super().check()
@@ -117,7 +121,7 @@ class SGD(Optimizer):
     def rule(self) -> str:
         if not self.momentum:
             return "sgd"
-        return "nesterov" if self.nesterov else "momentum"
+        return ("nesterov" if self.nesterov else "momentum") + "_of_steps" * self.rate_in_velocity
 
 
 @dataclass(eq=False)

@@ -44,6 +44,17 @@ def nesterov(theta, grad, slots, h):
     return theta - h[0] * (grad + h[1] * v), (v,)
 
 
+def momentum_of_steps(theta, grad, slots, h):
+    """The same with the learning rate inside, as in scikit-learn and Keras."""
+    v = h[1] * slots[0] - h[0] * grad
+    return theta + v, (v,)
+
+
+def nesterov_of_steps(theta, grad, slots, h):
+    v = h[1] * slots[0] - h[0] * grad
+    return theta + h[1] * v - h[0] * grad, (v,)
+
+
 @register_jitable
 def adam_prepare(h, hyper, learning_rate, step):
     """Bias corrections folded: m_hat/(sqrt(v_hat) + eps) = (m/c1) / (sqrt(v)/sqrt(c2) + eps)."""
@@ -198,4 +209,6 @@ OPTIMIZERS = {
     "rmsprop": Optimizer(11, 1, rmsprop_prepare, rmsprop),
     "rmsprop_momentum": Optimizer(12, 2, rmsprop_prepare, rmsprop_momentum),
     "rmsprop_centered": Optimizer(13, 3, rmsprop_prepare, rmsprop_centered),
+    "momentum_of_steps": Optimizer(14, 1, sgd_prepare, momentum_of_steps),
+    "nesterov_of_steps": Optimizer(15, 1, sgd_prepare, nesterov_of_steps),
 }

@@ -37,6 +37,13 @@ OPTIMIZERS = {
     "sgd": (fastbp.SGD, "sgd", {"learning_rate": 0.05}, {}),
     "momentum": (fastbp.SGD, "sgd", {"learning_rate": 0.02, "momentum": 0.9}, {}),
     "nesterov": (fastbp.SGD, "sgd", {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True}, {}),
+    "momentum_of_steps": (fastbp.SGD, "sgd", {"learning_rate": 0.02, "momentum": 0.9, "rate_in_velocity": True}, {}),
+    "nesterov_of_steps": (
+        fastbp.SGD,
+        "sgd",
+        {"learning_rate": 0.02, "momentum": 0.9, "nesterov": True, "rate_in_velocity": True},
+        {},
+    ),
     "adam": (fastbp.Adam, "adam", {"learning_rate": 0.003, "beta1": 0.8, "beta2": 0.99, "epsilon": 1e-6}, {}),
     "adamw": (fastbp.AdamW, "adamw", {"learning_rate": 0.003, "weight_decay": 0.1}, {}),
     "amsgrad": (fastbp.Adam, "amsgrad", {"learning_rate": 0.003, "beta2": 0.9}, {"amsgrad": True}),

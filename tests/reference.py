@@ -277,7 +277,10 @@ def loss_and_gradients(network, theta, X, y, weight=None):
 # ---- optimizers: theta after step number `step` (from 1); state[...] starts as 0 ---------------
 
 
-def sgd(theta, grad, state, step, learning_rate, momentum=0.0, nesterov=False):
+def sgd(theta, grad, state, step, learning_rate, momentum=0.0, nesterov=False, rate_in_velocity=False):
+    if rate_in_velocity:
+        v = state["v"] = momentum * state["v"] - learning_rate * grad
+        return theta + (momentum * v - learning_rate * grad if nesterov else v)
     v = state["v"] = momentum * state["v"] + grad
     return theta - learning_rate * (grad + momentum * v if nesterov else v)
 

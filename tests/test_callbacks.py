@@ -13,7 +13,7 @@ class Recorder(fastbp.Callback):
     def __init__(self):
         self.calls, self.thetas = [], []
 
-    def begin(self, net):
+    def begin(self, net, rates):
         self.calls.append("begin")
 
     def after_epoch(self, net, history):

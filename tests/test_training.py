@@ -77,7 +77,7 @@ def test_fifty_steps(rng, net, name, dtype):
     assert_trains_like_oracle(case, name, batch_size=-(-len(case.X) // 5), epochs=10)
 
 
-@pytest.mark.parametrize("name", ["momentum", "adam"])
+@pytest.mark.parametrize("name", ["momentum", "nesterov_of_steps", "adam"])
 @pytest.mark.parametrize(
     "settings",
     [

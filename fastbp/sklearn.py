@@ -1,0 +1,375 @@
+"""scikit-learn's multilayer perceptrons, trained by fastbp's kernels.
+
+The estimators are scikit-learn's own classes: every parameter, attribute, check and stopping rule is theirs, and so
+are the first weights. What they hand over is the work: the epochs of "sgd" and "adam", loss and gradient for "lbfgs",
+and the forward pass.
+"""
+
+from __future__ import annotations
+
+import math
+import warnings
+from itertools import chain
+from numbers import Integral, Real
+from typing import Any, ClassVar
+
+import numpy as np
+from scipy import sparse
+from scipy.special import xlogy
+from sklearn import neural_network
+from sklearn.base import is_classifier
+from sklearn.exceptions import ConvergenceWarning
+from sklearn.model_selection import train_test_split
+from sklearn.utils import compute_sample_weight
+from sklearn.utils._param_validation import Interval
+from sklearn.utils.validation import validate_data
+
+from .callbacks import Callback
+from .history import History
+from .mlp import MLP
+from .optimizers import SGD, Adam, Optimizer
+from .validation import DivergedError
+
+__all__ = ["MLPClassifier", "MLPRegressor"]
+
+
+class _Iterations(Callback):
+    """scikit-learn's bookkeeping after each epoch, and its decision when to stop."""
+
+    def __init__(self, estimator: Any, n_samples: int, held_out: tuple | None, offset: float):
+        self.estimator, self.n_samples, self.held_out, self.offset = estimator, n_samples, held_out, offset
+
+    def begin(self, net: MLP, rates: np.ndarray) -> None:
+        self.rates = rates
+
+    def after_epoch(self, net: MLP, history: History) -> bool:
+        estimator = self.estimator
+        estimator.n_iter_ += 1
+        estimator.t_ += self.n_samples
+        estimator.loss_ = history.loss[-1] + self.offset
+        estimator.loss_curve_.append(estimator.loss_)
+        if estimator.verbose:
+            print(f"Iteration {estimator.n_iter_}, loss = {estimator.loss_:.8f}")
+        estimator._update_no_improvement_count(self.held_out is not None, *(self.held_out or (None, None, None)))
+        if estimator._no_improvement_count <= estimator.n_iter_no_change:
+            return False
+        watched = "Training loss" if self.held_out is None else "Validation score"
+        message = (
+            f"{watched} did not improve more than tol={estimator.tol:f} for {estimator.n_iter_no_change} "
+            f"consecutive epochs."
+        )
+        rate = self.rates[min(history.epochs, len(self.rates) - 1), 0]
+        if estimator.learning_rate == "adaptive" and estimator.solver == "sgd" and rate > 1e-6:
+            self.rates[history.epochs :] = rate / 5
+            estimator._no_improvement_count = 0
+            if estimator.verbose:
+                print(f"{message} Setting learning rate to {rate / 5:f}")
+            return False
+        if estimator.verbose:
+            print(f"{message} Stopping.")
+        return True
+
+
+class _Trained:
+    """What both estimators hand over to fastbp."""
+
+    # set by scikit-learn's classes
+    activation: Any
+    solver: str
+    coefs_: list[np.ndarray]
+    intercepts_: list[np.ndarray]
+    out_activation_: str
+
+    def _network(self, **settings: Any) -> MLP:
+        """A fastbp network with the estimator's weights."""
+        link = {"softmax": "cross_entropy", "logistic": "binary_cross_entropy", "exp": "poisson"}
+        dtype = self.coefs_[0].dtype
+        parameters = chain.from_iterable(zip(self.coefs_, self.intercepts_, strict=True))
+        return MLP(
+            (len(self.coefs_[0]), *(W.shape[1] for W in self.coefs_)),
+            activation=self.activation,
+            loss=link.get(self.out_activation_, "squared_error"),
+            initializer=np.concatenate([part.ravel() for part in parameters]),
+            dtype=dtype,
+            **{"random_state": 0, **settings},
+        )
+
+    def _penalized(self, **settings: Any) -> MLP:
+        return self._network(l2=float(self.alpha), penalty_by_batch=True, **settings)  # type: ignore[attr-defined]
+
+    def _new_optimizer(self) -> Optimizer:
+        estimator: Any = self
+        if estimator.optimizer is not None:
+            return estimator.optimizer
+        rate = float(estimator.learning_rate_init)
+        if self.solver == "adam":
+            return Adam(rate, float(estimator.beta_1), float(estimator.beta_2), float(estimator.epsilon))
+        momentum = min(float(estimator.momentum), math.nextafter(1.0, 0.0))
+        nesterov = bool(estimator.nesterovs_momentum and momentum > 0)
+        return SGD(rate, momentum, nesterov, rate_in_velocity=True)
+
+    def _fit_stochastic(self, X, y, sample_weight, *unused) -> None:
+        """Train by minibatches; ``unused`` are scikit-learn's buffers, layer sizes, and whether this is partial_fit."""
+        estimator: Any = self
+        incremental = unused[-1]
+        if estimator.early_stopping and incremental:
+            raise ValueError("partial_fit does not support early_stopping=True")
+        if not incremental or not hasattr(self, "_optimizer"):
+            estimator._optimizer = self._new_optimizer()
+        held_out = None
+        if estimator.early_stopping:
+            X, y, sample_weight, held_out = self._hold_out(X, y, sample_weight)
+        n_samples = X.shape[0]
+        if estimator.batch_size == "auto":
+            batch_size = min(200, n_samples)
+        else:
+            if estimator.batch_size > n_samples:
+                warnings.warn("batch_size is larger than the sample size and will be clipped", stacklevel=2)
+            batch_size = min(int(estimator.batch_size), n_samples)
+        epochs = 1 if incremental else estimator.max_iter
+        seen, rate = estimator.t_, estimator._optimizer.learning_rate
+        schedule = None
+        if estimator.learning_rate == "invscaling" and self.solver == "sgd":
+
+            def schedule(epoch):
+                return rate / (seen + epoch * n_samples + 1) ** estimator.power_t if seen + epoch else rate
+
+        seed = int(estimator._random_state.randint(2**31 - 1))
+        net = self._penalized(dropout=estimator.dropout, random_state=seed)
+        # Views, so that a score in the middle of the training sees the network as it is.
+        self.coefs_, self.intercepts_ = list(net.weights), list(net.biases)
+        estimator.n_iter_ = 0
+        try:
+            net.fit(
+                _dense(X),
+                self._targets(y),
+                sample_weight=sample_weight,
+                optimizer=estimator._optimizer,
+                batch_size=batch_size,
+                epochs=epochs,
+                shuffle=estimator.shuffle,
+                schedule=schedule,
+                callbacks=[_Iterations(self, n_samples, held_out, self._offset(y, sample_weight))],
+                threads=estimator.threads,
+                device=estimator.device,
+                progress=False,
+            )
+            if not incremental and estimator.n_iter_ == estimator.max_iter:
+                warnings.warn(
+                    f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached and the optimization "
+                    f"hasn't converged yet.",
+                    ConvergenceWarning,
+                    stacklevel=2,
+                )
+        except KeyboardInterrupt:
+            warnings.warn("Training interrupted by user.", stacklevel=2)
+        except DivergedError as error:
+            raise ValueError(
+                f"Solver produced non-finite parameter weights. The input data may contain large values and need to "
+                f"be preprocessed. ({error})"
+            ) from error
+        if estimator.early_stopping:
+            self.coefs_, self.intercepts_ = estimator._best_coefs, estimator._best_intercepts
+
+    def _hold_out(self, X, y, sample_weight) -> tuple:
+        """Set samples aside to score: the training's X, y and sample_weight, and those of the others."""
+        estimator: Any = self
+        if estimator._validation_data is not None:
+            return X, y, sample_weight, (*estimator._validation_data, None)[:3]
+        stratify = y if is_classifier(self) and y.shape[1] == 1 else None
+        arrays = (X, y) if sample_weight is None else (X, y, sample_weight)
+        parts = train_test_split(
+            *arrays, random_state=estimator._random_state, test_size=estimator.validation_fraction, stratify=stratify
+        )
+        (X, X_val, y, y_val), weights = parts[:4], parts[4:] or (None, None)
+        if X_val.shape[0] < 2:
+            raise ValueError(
+                "The validation set is too small. Increase 'validation_fraction' or the size of your dataset."
+            )
+        if is_classifier(self):
+            y_val = estimator._label_binarizer.inverse_transform(y_val)
+        return X, y, weights[0], (X_val, y_val, weights[1])
+
+    def _offset(self, y: np.ndarray, sample_weight: np.ndarray | None) -> float:
+        """What the deviance of counts has of the targets alone, which scikit-learn includes."""
+        if self.out_activation_ != "exp":
+            return 0.0
+        return float(np.average((xlogy(y, y) - y).sum(axis=1), weights=sample_weight))
+
+    def _targets(self, y: np.ndarray) -> np.ndarray:
+        return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
+
+    def _loss_grad_lbfgs(self, packed, X, y, sample_weight, *unused) -> tuple[float, np.ndarray]:
+        """Loss and gradient, laid out as all coefs_, then all intercepts_; ``unused`` are scikit-learn's buffers."""
+        estimator: Any = self
+        estimator._unpack(packed.astype(self.coefs_[0].dtype, copy=False))
+        net = self._penalized()
+        loss, grad = net.loss_and_gradients(_dense(X), self._targets(y), sample_weight)
+        net.theta = grad
+        loss += self._offset(y, sample_weight)
+        return loss, np.concatenate([part.ravel() for part in (*net.weights, *net.biases)]).astype(np.float64)
+
+    def _forward_pass_fast(self, X, check_input: bool = True) -> np.ndarray:
+        if check_input:
+            X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
+        return self._network().predict(_dense(X))
+
+
+def _dense(X: Any) -> np.ndarray:
+    return X.toarray() if sparse.issparse(X) else X
+
+
+_CONSTRAINTS = {
+    "activation": [str, "array-like"],
+    "optimizer": [Optimizer, None],
+    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "threads": [Interval(Integral, 1, None, closed="left"), None],
+    "device": [str],
+}
+
+
+class MLPClassifier(_Trained, neural_network.MLPClassifier):
+    """scikit-learn's MLPClassifier at fastbp's speed.
+
+    Every parameter of scikit-learn's class, with its meaning and default, and these:
+
+    Parameters
+    ----------
+    activation : str or sequence of str
+        Any of fastbp's, one for all hidden layers or one for each.
+    dropout : float
+        Probability of dropping a hidden unit in training.
+    optimizer : fastbp.Optimizer, optional
+        In place of ``solver`` "sgd" or "adam" and its settings; it keeps its state.
+    class_weight : dict or "balanced", optional
+        As in scikit-learn's other classifiers.
+    threads : int, optional
+        None lets a cost model choose.
+    device : {"cpu"}
+
+    Notes
+    -----
+    Minibatches are drawn by fastbp's generator, so that with ``shuffle`` a seed gives another order than
+    scikit-learn's. Sparse input is trained on as a dense copy.
+    """
+
+    _parameter_constraints: ClassVar[dict] = {
+        **neural_network.MLPClassifier._parameter_constraints,
+        **_CONSTRAINTS,
+        "class_weight": [dict, str, None],
+    }
+
+    def __init__(
+        self,
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        solver="adam",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        dropout=0.0,
+        optimizer=None,
+        class_weight=None,
+        threads=None,
+        device="cpu",
+    ):
+        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+    def fit(self, X, y, sample_weight=None, validation_data=None):
+        """Fit the model.
+
+        Parameters
+        ----------
+        X : (n_samples, n_features) array or sparse matrix
+        y : (n_samples,) or (n_samples, n_outputs) array
+        sample_weight : (n_samples,) array, optional
+        validation_data : (X, y), optional
+            What ``early_stopping`` scores, in place of a share of the training data.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        self._validation_data = validation_data
+        if self.class_weight is not None:
+            weight = compute_sample_weight(self.class_weight, y)
+            sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
+        return super().fit(X, y, sample_weight)
+
+
+class MLPRegressor(_Trained, neural_network.MLPRegressor):
+    """scikit-learn's MLPRegressor at fastbp's speed.
+
+    Every parameter of scikit-learn's class, with its meaning and default, and those of `MLPClassifier` but
+    ``class_weight``.
+
+    Notes
+    -----
+    With several outputs ``loss_`` and ``loss_curve_`` are sums over them, of which the gradient is taken;
+    scikit-learn reports their mean.
+    """
+
+    _parameter_constraints: ClassVar[dict] = {**neural_network.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
+
+    def __init__(
+        self,
+        loss="squared_error",
+        hidden_layer_sizes=(100,),
+        activation="relu",
+        *,
+        solver="adam",
+        alpha=0.0001,
+        batch_size="auto",
+        learning_rate="constant",
+        learning_rate_init=0.001,
+        power_t=0.5,
+        max_iter=200,
+        shuffle=True,
+        random_state=None,
+        tol=1e-4,
+        verbose=False,
+        warm_start=False,
+        momentum=0.9,
+        nesterovs_momentum=True,
+        early_stopping=False,
+        validation_fraction=0.1,
+        beta_1=0.9,
+        beta_2=0.999,
+        epsilon=1e-8,
+        n_iter_no_change=10,
+        max_fun=15000,
+        dropout=0.0,
+        optimizer=None,
+        threads=None,
+        device="cpu",
+    ):
+        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
+        super().__init__()
+        for name, value in parameters.items():
+            setattr(self, name, value)
+
+    def fit(self, X, y, sample_weight=None, validation_data=None):
+        """Fit the model; parameters are those of `MLPClassifier.fit`."""
+        self._validation_data = validation_data
+        return super().fit(X, y, sample_weight)

@@ -1,0 +1,230 @@
+"""The estimators: scikit-learn's own checks, its numbers, and its tools around them."""
+
+from __future__ import annotations
+
+import pickle
+import warnings
+
+import numpy as np
+import pytest
+
+import fastbp
+
+sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: sklearn)")
+
+import pandas as pd  # noqa: E402
+from scipy import sparse  # noqa: E402
+from sklearn import datasets, neural_network  # noqa: E402
+from sklearn.base import clone  # noqa: E402
+from sklearn.calibration import CalibratedClassifierCV  # noqa: E402
+from sklearn.ensemble import BaggingClassifier  # noqa: E402
+from sklearn.exceptions import ConvergenceWarning  # noqa: E402
+from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+from sklearn.pipeline import make_pipeline  # noqa: E402
+from sklearn.preprocessing import StandardScaler  # noqa: E402
+from sklearn.utils.estimator_checks import check_estimator  # noqa: E402
+
+import fastbp.sklearn as ours  # noqa: E402
+
+pytestmark = pytest.mark.filterwarnings("ignore::sklearn.exceptions.ConvergenceWarning")
+
+
+@pytest.mark.parametrize("kind", [ours.MLPClassifier, ours.MLPRegressor])
+def test_scikit_learns_own_checks(kind):
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        results = check_estimator(kind(), on_skip=None)
+    assert len(results) > 50
+    assert {result["status"] for result in results} <= {"passed", "skipped"}
+
+
+def make_data(task, dtype="float64"):
+    """Features and targets: classes, two classes, several labels at once, one real target or two."""
+    rng = np.random.default_rng(0)
+    X = rng.normal(size=(230, 6)).astype(dtype)
+    z = np.tanh(X @ rng.normal(size=(6, 3)))
+    y = {
+        "classes": z.argmax(axis=1),
+        "two classes": np.where(z[:, 0] > 0, "yes", "no"),
+        "labels": (z > 0).astype(int),
+        "real": z[:, 0],
+        "two real": z[:, :2],
+        "counts": rng.poisson(np.exp(z[:, 0])),
+    }
+    return X, y[task]
+
+
+def both(task, **settings):
+    """scikit-learn's estimator and ours, fitted alike."""
+    X, y = make_data(task)
+    name = "MLPRegressor" if task in ("real", "two real", "counts") else "MLPClassifier"
+    if task == "counts":
+        settings["loss"] = "poisson"
+    settings = {"hidden_layer_sizes": (13, 5), "shuffle": False, "random_state": 3, "max_iter": 30} | settings
+    return [getattr(module, name)(**settings).fit(X, y) for module in (neural_network, ours)]
+
+
+SETTINGS = {
+    "adam": {"epsilon": 1e-15},
+    "sgd": {"solver": "sgd", "learning_rate_init": 0.05, "nesterovs_momentum": False},
+    "nesterov": {"solver": "sgd", "learning_rate_init": 0.05},
+    "plain sgd": {"solver": "sgd", "learning_rate_init": 0.05, "momentum": 0.0},
+    "invscaling": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "invscaling", "power_t": 0.2},
+    "adaptive": {
+        "solver": "sgd",
+        "learning_rate_init": 0.3,
+        "learning_rate": "adaptive",
+        "tol": 0.01,
+        "n_iter_no_change": 2,
+        "max_iter": 100,
+    },
+    "alpha": {"alpha": 0.3, "epsilon": 1e-15},
+    "batch size": {"batch_size": 50, "epsilon": 1e-15},
+    "tol": {"tol": 0.05, "n_iter_no_change": 2, "max_iter": 300, "epsilon": 1e-15},
+    "early stopping": {"early_stopping": True, "n_iter_no_change": 3, "max_iter": 100, "epsilon": 1e-15},
+    "tanh": {"activation": "tanh", "epsilon": 1e-15},
+}
+
+
+@pytest.mark.parametrize("settings", SETTINGS)
+@pytest.mark.parametrize("task", ["classes", "two classes", "labels", "real", "counts"])
+def test_the_same_training_as_scikit_learn(task, settings):
+    theirs, own = both(task, **SETTINGS[settings])
+    assert own.n_iter_ == theirs.n_iter_
+    assert own.t_ == theirs.t_
+    assert own.out_activation_ == theirs.out_activation_
+    np.testing.assert_allclose(own.loss_curve_, theirs.loss_curve_, rtol=1e-6)
+    for name in ("best_loss_", "best_validation_score_", "validation_scores_"):
+        mine, expected = getattr(own, name), getattr(theirs, name)
+        if expected is None:
+            assert mine is None
+        else:
+            np.testing.assert_allclose(mine, expected, rtol=1e-6, err_msg=name)
+    for W, expected in zip(own.coefs_ + own.intercepts_, theirs.coefs_ + theirs.intercepts_, strict=True):
+        np.testing.assert_allclose(W, expected, rtol=1e-4, atol=1e-6)
+    X, _ = make_data(task)
+    if hasattr(theirs, "predict_proba"):
+        np.testing.assert_allclose(own.predict_proba(X), theirs.predict_proba(X), atol=1e-5)
+        np.testing.assert_allclose(own.predict_log_proba(X), theirs.predict_log_proba(X), atol=1e-3)
+    else:
+        np.testing.assert_allclose(own.predict(X), theirs.predict(X), atol=1e-5)
+
+
+@pytest.mark.parametrize("task", ["classes", "two classes", "real"])
+def test_lbfgs(task):
+    theirs, own = both(task, solver="lbfgs", max_iter=15)
+    assert own.n_iter_ == theirs.n_iter_
+    assert own.loss_ == pytest.approx(theirs.loss_, rel=1e-6)
+
+
+def test_two_real_targets_have_the_same_weights():
+    theirs, own = both("two real", epsilon=1e-15, tol=0)
+    for W, expected in zip(own.coefs_, theirs.coefs_, strict=True):
+        np.testing.assert_allclose(W, expected, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("solver", ["adam", "sgd"])
+def test_partial_fit_is_scikit_learns(solver):
+    X, y = make_data("classes")
+    settings = {"solver": solver, "shuffle": False, "random_state": 0, "epsilon": 1e-15, "learning_rate_init": 0.01}
+    estimators = neural_network.MLPClassifier(**settings), ours.MLPClassifier(**settings)
+    for _ in range(5):
+        for estimator in estimators:
+            estimator.partial_fit(X, y, classes=[0, 1, 2])
+    theirs, own = estimators
+    np.testing.assert_allclose(own.loss_curve_, theirs.loss_curve_, rtol=1e-6)
+    assert own.t_ == theirs.t_
+
+
+def test_warm_start_goes_on():
+    X, y = make_data("classes")
+    estimator = ours.MLPClassifier(warm_start=True, max_iter=5, random_state=0)
+    losses = [estimator.fit(X, y).loss_ for _ in range(4)]
+    assert len(estimator.loss_curve_) == 20 and estimator.n_iter_ == 5
+    assert losses == sorted(losses, reverse=True)
+
+
+def test_a_training_that_does_not_converge_says_so():
+    X, y = make_data("classes")
+    with pytest.warns(ConvergenceWarning, match=r"Maximum iterations \(2\)"):
+        ours.MLPClassifier(max_iter=2).fit(X, y)
+
+
+def test_a_training_that_diverges_says_so():
+    X, y = make_data("real")
+    with pytest.raises(ValueError, match="non-finite"):
+        ours.MLPRegressor(solver="sgd", learning_rate_init=1e9).fit(X, y)
+
+
+def test_what_fastbp_adds():
+    X, y = make_data("classes")
+    estimator = ours.MLPClassifier(
+        (16, 8),
+        activation=["gelu", "leaky_relu(negative_slope=0.2)"],
+        dropout=0.1,
+        optimizer=fastbp.AdamW(0.01),
+        class_weight="balanced",
+        threads=2,
+        early_stopping=True,
+        max_iter=30,
+        random_state=0,
+    )
+    estimator.fit(X[:200], y[:200], validation_data=(X[200:], y[200:]))
+    assert estimator.score(X[200:], y[200:]) == estimator.best_validation_score_ > 0.7
+
+
+def test_class_weight_is_a_sample_weight():
+    X, y = make_data("classes")
+    weighted = ours.MLPClassifier(class_weight={0: 3.0, 1: 1.0, 2: 0.5}, random_state=0, max_iter=5).fit(X, y)
+    weight = np.choose(y, [3.0, 1.0, 0.5])
+    plain = ours.MLPClassifier(random_state=0, max_iter=5).fit(X, y, sample_weight=weight)
+    assert weighted.loss_curve_ == plain.loss_curve_
+
+
+@pytest.mark.parametrize(
+    "wrap",
+    [
+        lambda e: make_pipeline(StandardScaler(), e),
+        lambda e: GridSearchCV(e, {"alpha": [1e-4, 1e-2]}, cv=2, n_jobs=2),
+        lambda e: CalibratedClassifierCV(e, cv=2),
+        lambda e: BaggingClassifier(e, n_estimators=3),
+        clone,
+        lambda e: pickle.loads(pickle.dumps(e)),
+    ],
+    ids=["pipeline", "grid search", "calibration", "bagging", "clone", "pickle"],
+)
+def test_inside_scikit_learns_tools(wrap):
+    X, y = make_data("classes")
+    estimator = wrap(ours.MLPClassifier((16,), max_iter=60, learning_rate_init=0.01, random_state=0)).fit(X, y)
+    assert estimator.score(X, y) > 0.8
+    again = pickle.loads(pickle.dumps(estimator))
+    assert np.array_equal(again.predict(X), estimator.predict(X))
+
+
+def test_frames_and_sparse_input():
+    X, y = make_data("two classes")
+    settings = {"max_iter": 5, "random_state": 0}
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    of_array = ours.MLPClassifier(**settings).fit(X, y)
+    of_frame = ours.MLPClassifier(**settings).fit(frame, y)
+    of_sparse = ours.MLPClassifier(**settings).fit(sparse.csr_matrix(X), y)
+    assert list(of_frame.feature_names_in_) == list("abcdef")
+    assert of_array.loss_curve_ == of_frame.loss_curve_ == of_sparse.loss_curve_
+    assert np.array_equal(of_sparse.predict(sparse.csc_matrix(X)), of_array.predict(X))
+
+
+def test_float32_stays_float32():
+    X, y = make_data("classes", "float32")
+    estimator = ours.MLPClassifier(max_iter=3).fit(X, y)
+    assert {W.dtype.name for W in estimator.coefs_} == {"float32"}
+    assert estimator.predict_proba(X).dtype == np.float32
+
+
+@pytest.mark.parametrize("name", ["iris", "wine"])
+def test_cross_validated_like_scikit_learn(name):
+    X, y = getattr(datasets, f"load_{name}")(return_X_y=True)
+    scores = [
+        cross_val_score(make_pipeline(StandardScaler(), module.MLPClassifier(random_state=0)), X, y, cv=5).mean()
+        for module in (neural_network, ours)
+    ]
+    assert scores[1] > scores[0] - 0.03
