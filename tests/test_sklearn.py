@@ -72,7 +72,7 @@ SETTINGS = {
     "invscaling": {"solver": "sgd", "learning_rate_init": 0.1, "learning_rate": "invscaling", "power_t": 0.2},
     "adaptive": {
         "solver": "sgd",
-        "learning_rate_init": 0.3,
+        "learning_rate_init": 0.03,
         "learning_rate": "adaptive",
         "tol": 0.01,
         "n_iter_no_change": 2,
