@@ -7,7 +7,7 @@ import os
 import secrets
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -54,8 +54,9 @@ class MLP:
         (n_samples,) or probabilities (n_samples, n_out). With independent targets from 0 to 1:
         binary_cross_entropy(label_smoothing=0) and focal(gamma=2), whose predictions are logistic(z), hinge and
         squared_hinge, whose predictions are z.
-    dropout : float
-        Probability, below 1, of dropping a hidden unit in training; the others are scaled up.
+    dropout : float or sequence of float
+        Probability, below 1, of dropping a hidden unit in training, for all hidden layers or one for each; the others
+        are scaled up.
     l1, l2 : float
         Penalties l1 sum |W| + l2 sum W^2 / 2 over weights, not biases, in the training loss and its gradient;
         `evaluate` and validation curves leave them out.
@@ -99,7 +100,7 @@ class MLP:
         *,
         activation: str | Sequence[str] = "relu",
         loss: str = "squared_error",
-        dropout: float = 0.0,
+        dropout: float | Sequence[float] = 0.0,
         l1: float = 0.0,
         l2: float = 0.0,
         penalty_by_batch: bool = False,
@@ -127,7 +128,7 @@ class MLP:
             activations=activations,
             loss=chosen,
             bias=bias,
-            dropout=validation.number_in("dropout", dropout, at_least=0, below=1),
+            dropout=_dropout(dropout, len(sizes) - 2),
             l1=validation.number_in("l1", l1, at_least=0),
             l2=validation.number_in("l2", l2, at_least=0),
             penalty_by_batch=penalty_by_batch,
@@ -144,7 +145,7 @@ class MLP:
 
     layer_sizes = property(lambda self: self._topology.layer_sizes, doc="Widths from input to output.")
     loss = property(lambda self: validation.spec(self._topology.loss, LOSSES), doc="The loss, as it can be given.")
-    dropout = property(lambda self: self._topology.dropout, doc="Probability of dropping a hidden unit.")
+    dropout = property(lambda self: self._topology.dropout, doc="Probability of dropping a unit, by hidden layer.")
     l1 = property(lambda self: self._topology.l1, doc="Factor of sum |W| in the training loss.")
     l2 = property(lambda self: self._topology.l2, doc="Factor of sum W^2 / 2 in the training loss.")
     penalty_by_batch = property(lambda self: self._topology.penalty_by_batch, doc="Divide them by a batch's weight.")
@@ -216,6 +217,7 @@ class MLP:
         y: Any,
         *,
         sample_weight: Any = None,
+        class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
         optimizer: str | Optimizer = "adam",
         batch_size: int = 32,
         epochs: int = 10,
@@ -223,6 +225,7 @@ class MLP:
         validation_data: Sequence[Any] | None = None,
         schedule: str | Schedule | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
+        clip_value: float | None = None,
         accumulate: int = 1,
         callbacks: Sequence[Callback | Callable[[History], Any]] = (),
         threads: int | None = None,
@@ -239,6 +242,9 @@ class MLP:
             (n_samples,) for "cross_entropy".
         sample_weight : (n_samples,) array, optional
             At least 0; losses become weighted means.
+        class_weight : dict or sequence of float or "balanced", optional
+            With integer labels: a weight above 0 for each class, which multiplies that of its samples. "balanced"
+            takes n_samples / (n_classes count of the class), as scikit-learn does.
         optimizer : str or Optimizer
             "sgd", "adam" or "adamw" with default settings, or an instance, whose state carries on.
         batch_size : int
@@ -255,6 +261,8 @@ class MLP:
             to the rate in place of the optimizer's.
         clip_norm : float, optional
             Scale gradients of a greater Euclidean norm, over all parameters, down to this one.
+        clip_value : float, optional
+            Bring each number of the gradient between -clip_value and clip_value, after ``clip_norm``.
         accumulate : int
             Minibatches per update: their gradient is that of one batch as large as all of them.
         callbacks : sequence of Callback or callables
@@ -282,13 +290,19 @@ class MLP:
         accumulate = validation.count("accumulate", accumulate)
         if threads is not None:
             threads = validation.count("threads", threads)
-        clip = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
+        norm = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
+        value = math.inf if clip_value is None else validation.number_in("clip_value", clip_value, above=0)
         optimizer = as_optimizer(optimizer)
         if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
             raise TypeError(f"callbacks must be a sequence of Callbacks or callables, it is {callbacks!r}")
         watchers = [c if isinstance(c, Callback) else PlainCallback(c) for c in callbacks]
         schedule = as_schedule(schedule)
         data = self._data(X, y, sample_weight)
+        if class_weight is not None:
+            n_out = self.layer_sizes[-1]
+            data = data._replace(
+                weight=validation.class_weights(class_weight, data.labels, data.weight, n_out, self.dtype)
+            )
         held_out = None
         if validation_data is not None:
             if not isinstance(validation_data, (tuple, list)):
@@ -316,7 +330,8 @@ class MLP:
                 learning_rate=rates,
                 shuffle=bool(shuffle),
                 first_epoch=self.epochs,
-                clip_norm=clip,
+                clip_norm=norm,
+                clip_value=value,
                 theta=self._theta,
             )
             if isinstance(schedule, ReduceOnPlateau):
@@ -646,6 +661,13 @@ def _activations(activation: str | Sequence[str], n_hidden: int) -> tuple[Choice
     if len(activation) != n_hidden:
         raise ValueError(f"activation must be one name or one per hidden layer ({n_hidden}), it has {len(activation)}")
     return tuple(validation.row("activation", name, ACTIVATIONS) for name in activation)
+
+
+def _dropout(dropout: float | Sequence[float], n_hidden: int) -> tuple[float, ...]:
+    rates = tuple(dropout) if isinstance(dropout, (Sequence, np.ndarray)) else (dropout,) * n_hidden
+    if len(rates) != n_hidden:
+        raise ValueError(f"dropout must be one number or one per hidden layer ({n_hidden}), it has {len(rates)}")
+    return tuple(validation.number_in("dropout", rate, at_least=0, below=1) for rate in rates)
 
 
 def _dtype(dtype: Any) -> np.dtype:

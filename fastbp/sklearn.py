@@ -222,7 +222,7 @@ def _dense(X: Any) -> np.ndarray:
 _CONSTRAINTS = {
     "activation": [str, "array-like"],
     "optimizer": [Optimizer, None],
-    "dropout": [Interval(Real, 0, 1, closed="left")],
+    "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
     "threads": [Interval(Integral, 1, None, closed="left"), None],
     "device": [str],
 }
@@ -237,8 +237,8 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     ----------
     activation : str or sequence of str
         Any of fastbp's, one for all hidden layers or one for each.
-    dropout : float
-        Probability of dropping a hidden unit in training.
+    dropout : float or sequence of float
+        Probability of dropping a hidden unit in training, for all layers or one for each.
     optimizer : fastbp.Optimizer, optional
         In place of ``solver`` "sgd" or "adam" and its settings; it keeps its state.
     class_weight : dict or "balanced", optional

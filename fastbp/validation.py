@@ -298,3 +298,36 @@ def weights(name: str, sample_weight: Any, n_samples: int, dtype: np.dtype) -> n
     if not array.any():
         raise ValueError(f"{name} must hold at least one weight above 0, all are 0")
     return array
+
+
+def class_weights(
+    class_weight: Any, labels: np.ndarray, sample_weight: np.ndarray, n_classes: int, dtype: np.dtype
+) -> np.ndarray:
+    """Sample weights (n_samples,) times those of the samples' classes.
+
+    Parameters
+    ----------
+    class_weight : mapping or sequence or "balanced"
+    labels : (n_samples,) int array, or empty
+    sample_weight : (n_samples,) array, or empty
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if labels.size == 0:
+        raise ValueError("class_weight needs y to hold integer labels, for the loss 'cross_entropy'")
+    if isinstance(class_weight, str):
+        choice("class_weight", class_weight, ["balanced"])
+        counts = np.bincount(labels, minlength=n_classes)
+        present = counts > 0
+        of_class = np.where(present, labels.size / (present.sum() * np.maximum(counts, 1)), 1.0)
+    else:
+        pairs = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
+        of_class = np.ones(n_classes)
+        for label, weight in pairs:
+            if not isinstance(label, (int, np.integer)) or not 0 <= label < n_classes:
+                raise ValueError(f"class_weight must be for the classes 0 to {n_classes - 1}, it holds {label!r}")
+            of_class[label] = number_in(f"class_weight of class {label}", weight, above=0)
+    weight = of_class[labels] * (sample_weight if sample_weight.size else 1.0)
+    return canonical(weight, dtype)

@@ -33,8 +33,8 @@ class Topology(NamedTuple):
         One per hidden layer.
     loss : Choice
     bias : bool
-    dropout : float
-        Probability of dropping a hidden unit.
+    dropout : tuple of float
+        Probability of dropping a unit, one per hidden layer.
     l1, l2 : float
         Penalties on the weights.
     penalty_by_batch : bool
@@ -48,7 +48,7 @@ class Topology(NamedTuple):
     activations: tuple[Choice, ...]
     loss: Choice
     bias: bool
-    dropout: float
+    dropout: tuple[float, ...]
     l1: float
     l2: float
     penalty_by_batch: bool

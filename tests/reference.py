@@ -370,7 +370,20 @@ OPTIMIZERS = {
 }
 
 
-def train(network, theta, X, y, batches, optimizer, *, weight=None, clip_norm=None, learning_rates=None, **settings):
+def train(
+    network,
+    theta,
+    X,
+    y,
+    batches,
+    optimizer,
+    *,
+    weight=None,
+    clip_norm=None,
+    clip_value=None,
+    learning_rates=None,
+    **settings,
+):
     """One update per list of row numbers in `batches`: the losses before each update, and the last theta.
 
     Gradient accumulation is a longer list; `learning_rates` gives every update its own.
@@ -382,6 +395,8 @@ def train(network, theta, X, y, batches, optimizer, *, weight=None, clip_norm=No
         loss, grad = loss_and_gradients(network, theta, X[rows], y[rows], w)
         if clip_norm is not None:
             grad = grad * min(1.0, clip_norm / np.linalg.norm(grad))
+        if clip_value is not None:
+            grad = np.clip(grad, -clip_value, clip_value)
         if learning_rates is not None:
             settings["learning_rate"] = learning_rates[step - 1]
         theta = OPTIMIZERS[optimizer](theta, grad, state, step, **settings)

@@ -35,7 +35,7 @@ NETS = {
 }
 
 
-def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, schedule=None, clip_norm=None):
+def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, schedule=None, **clipping):
     tolerance = TOLERANCE[case.net.dtype.name]
     _, rule, settings, _ = OPTIMIZERS[name]
     rows = batches(len(case.X), batch_size * accumulate)
@@ -45,7 +45,7 @@ def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, s
         rows * epochs,
         rule,
         weight=case.exact_weight,
-        clip_norm=clip_norm,
+        **clipping,
         learning_rates=schedule and [schedule(epoch) for epoch in range(epochs) for _ in rows],
         **settings,
     )
@@ -59,7 +59,7 @@ def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, s
         shuffle=False,
         accumulate=accumulate,
         schedule=schedule,
-        clip_norm=clip_norm,
+        **clipping,
     )
     weight = np.ones(len(case.X)) if case.weight is None else case.exact_weight
     expected = np.average(losses.reshape(epochs, -1), axis=1, weights=[weight[r].sum() for r in rows])
@@ -90,6 +90,8 @@ def test_fifty_steps(rng, net, name, dtype):
         pytest.param({"batch_size": 8, "accumulate": 100, "epochs": 10}, id="accumulate all"),
         pytest.param({"batch_size": 8, "clip_norm": 0.3, "epochs": 10}, id="clip"),
         pytest.param({"batch_size": 8, "clip_norm": 1e3, "epochs": 10}, id="nothing to clip"),
+        pytest.param({"batch_size": 8, "clip_value": 0.02, "epochs": 10}, id="clip by value"),
+        pytest.param({"batch_size": 8, "clip_value": 0.02, "clip_norm": 0.3, "epochs": 10}, id="clip both"),
         pytest.param({"batch_size": 4, "accumulate": 3, "clip_norm": 0.3, "epochs": 10}, id="accumulate and clip"),
         pytest.param({"batch_size": 8, "schedule": lambda epoch: 0.05 / (1 + epoch), "epochs": 10}, id="schedule"),
     ],
@@ -97,6 +99,37 @@ def test_fifty_steps(rng, net, name, dtype):
 def test_minibatches(rng, settings, name):
     case = make_case(rng, (5, 17, 3), "cross_entropy", weighted=True)
     assert_trains_like_oracle(case, name, **settings)
+
+
+@pytest.mark.parametrize(
+    "class_weight", [{0: 3.0, 2: 0.5}, [3.0, 1.0, 0.5], "balanced"], ids=["dict", "list", "balanced"]
+)
+@pytest.mark.parametrize("weighted", [False, True])
+def test_class_weight_multiplies_the_sample_weight(rng, class_weight, weighted):
+    case = make_case(rng, (5, 17, 3), "cross_entropy", weighted=weighted)
+    of_class = np.array([3.0, 1.0, 0.5])
+    if class_weight == "balanced":
+        counts = np.bincount(case.y, minlength=3)
+        of_class = len(case.y) / ((counts > 0).sum() * np.maximum(counts, 1))
+    weight = of_class[case.y] * (case.weight if weighted else 1.0)
+    _, theta = reference.train(
+        *case.exact, case.y, batches(31, 8, epochs=5), "adam", weight=weight, learning_rate=0.001
+    )
+    case.net.fit(
+        case.X, case.y, sample_weight=case.weight, class_weight=class_weight, batch_size=8, epochs=5, shuffle=False
+    )
+    assert relative_error(case.net.theta, theta) < 1e-9
+
+
+def test_dropout_of_one_layer_drops_in_no_other(rng):
+    X, y = rng.normal(size=(200, 4)), rng.normal(size=(200, 1))
+    thetas = []
+    for dropout in ([0.0, 0.0], [0.5, 0.0], [0.0, 0.5], 0.5, [0.5, 0.5]):
+        net = fastbp.MLP((4, 16, 16, 1), dropout=dropout, random_state=0)
+        net.fit(X, y, epochs=2)
+        thetas.append(net.theta)
+    assert np.array_equal(thetas[3], thetas[4])
+    assert len({theta.tobytes() for theta in thetas}) == 4
 
 
 @pytest.mark.parametrize("by_batch", [False, True])

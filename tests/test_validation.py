@@ -186,6 +186,17 @@ def test_bad_inputs_of_standardize_are_refused(kind):
     assert_refused(lambda training: training.net.standardize(BAD_X[kind].X), words)
 
 
+@pytest.mark.parametrize(
+    ("class_weight", "words"),
+    [({3: 1.0}, ["class_weight", "3"]), ([1.0, 0.0], ["class_weight", "1", "0.0"]), ("even", ["class_weight", "even"])],
+)
+def test_bad_class_weights_are_refused(class_weight, words):
+    def call(training):
+        training.net.fit(training.X, training.y, class_weight=class_weight)
+
+    assert_refused(call, words, "cross_entropy")
+
+
 # ---- settings ----------------------------------------------------------------------------------
 
 NOT_COUNTS = [0, -1, 2.5, "32", None, True]
@@ -195,7 +206,8 @@ BAD_FIT = [
     *[("epochs", value, str(value)) for value in NOT_COUNTS],
     *[("accumulate", value, str(value)) for value in NOT_COUNTS],
     *[("threads", value, str(value)) for value in (0, -1, 2.5, "2")],
-    *[("clip_norm", value, str(value)) for value in (0.0, -1.0, np.nan, "1")],
+    *[(name, value, str(value)) for name in ("clip_norm", "clip_value") for value in (0.0, -1.0, np.nan, "1")],
+    ("class_weight", [1.0, 2.0], "labels"),
     ("schedule", 0.1, "0.1"),
     ("callbacks", 3, "3|int"),
     ("callbacks", [3], "3"),
@@ -281,6 +293,8 @@ BAD_NETWORKS = [
     ({"random_state": "seed"}, ["random_state", "seed"]),
     ({"dropout": -0.1}, ["dropout", "-0.1"]),
     ({"dropout": 1.0}, ["dropout", "1.0"]),
+    ({"dropout": [0.5]}, ["dropout", "1", "2"]),
+    ({"dropout": [0.5, 1.5]}, ["dropout", "1.5"]),
     ({"normalization": "nonsense"}, ["normalization", "nonsense"]),
     ({"initializer": "nonsense"}, ["initializer", "nonsense"]),
 ]

@@ -72,6 +72,7 @@ class Kernels:
                 shuffle=False,
                 first_epoch=0,
                 clip_norm=np.inf,
+                clip_value=np.inf,
                 theta=net.theta,
             )
             self.args = session.network, session.parameters, data, session.work

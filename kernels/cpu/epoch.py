@@ -35,8 +35,8 @@ class Optimizer(NamedTuple):
     code, prepare_at, update_at : int
         Code of the rule, and addresses of its two functions.
     hyper : float64 (n,)
-    clip_norm : float
-        Largest global norm of a gradient; infinite for none.
+    clip_norm, clip_value : float
+        Largest global norm of a gradient, and largest size of a number in it; infinite for none.
     mode : int
         ``FUSED`` to update with no look at the whole gradient, ``CLIPPED`` to clip it first, ``NONE`` to leave it in
         ``Parameters.grad[0]``.
@@ -47,6 +47,7 @@ class Optimizer(NamedTuple):
     update_at: int
     hyper: np.ndarray
     clip_norm: float
+    clip_value: float
     mode: int
 
 
@@ -175,7 +176,7 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
         clip = number(1)
         if optimizer.mode == CLIPPED:
             clip *= clipping_scale(parameters, optimizer.clip_norm)
-        apply(network, parameters, optimizer, h, clip, thread, n_threads)
+        apply(network, parameters, optimizer, h, clip, number(optimizer.clip_value), thread, n_threads)
         barrier(work.sync, n_threads)
     return loss
 

@@ -301,8 +301,8 @@ def clipping_scale(parameters, clip_norm):
 
 
 @routine
-def apply(network, parameters, optimizer, h, scale, thread, n_threads):
-    """Update from ``scale`` times the gradient; each thread its share of the panels, the same as in `reduce`."""
+def apply(network, parameters, optimizer, h, scale, limit, thread, n_threads):
+    """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
     width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, number, width)
@@ -310,6 +310,9 @@ def apply(network, parameters, optimizer, h, scale, thread, n_threads):
         if scale != 1.0:
             for i in range(grad.size):
                 grad[i] *= scale
+        if limit < np.inf:
+            for i in range(grad.size):
+                grad[i] = min(max(grad[i], -limit), limit)
         update_from(parameters, optimizer, start, grad, h)
         if depth > 0:
             transpose_rows(parameters, network.layers[depth], panel, 0, network.layers[depth, N_IN])

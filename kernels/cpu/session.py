@@ -82,8 +82,6 @@ class Session:
         layers, w_size, wt_size, lanes = layout.layer_table(
             topology.layer_sizes, codes, ACTIVATE.address(dtype), topology.bias, dtype
         )
-        dropout = np.full(len(layers), topology.dropout)
-        dropout[-1] = 0.0
         loss = LOSSES[topology.loss.name]
         self.network = Network(
             layers=layers,
@@ -94,7 +92,7 @@ class Session:
             softmax=int(loss.softmax),
             smoothing=topology.loss.setting if loss.setting is SMOOTHING else 0.0,
             bias=int(topology.bias),
-            dropout=dropout,
+            dropout=np.array([*topology.dropout, 0.0]),
             l1=topology.l1,
             l2=topology.l2,
             penalty_by_batch=int(topology.penalty_by_batch),
@@ -167,6 +165,7 @@ class Session:
         shuffle: bool,
         first_epoch: int,
         clip_norm: float,
+        clip_value: float,
         theta: np.ndarray,
         mode: int | None = None,
     ) -> None:
@@ -174,7 +173,7 @@ class Session:
 
         ``theta`` and ``slots`` receive parameters and optimizer state after each epoch; ``step`` counts the updates
         that the optimizer has made. The other arguments are those of `Run` and `Optimizer`;
-        ``mode`` None follows from ``clip_norm``.
+        ``mode`` None follows from whether there is clipping.
         """
         n_slots = OPTIMIZERS[rule].n_slots
         size = self.parameters.W.size
@@ -183,7 +182,7 @@ class Session:
             self._pack(flat, packed)
         self.parameters = self.parameters._replace(slots=panels)
         if mode is None:
-            mode = epoch.CLIPPED if np.isfinite(clip_norm) else epoch.FUSED
+            mode = epoch.CLIPPED if min(clip_norm, clip_value) < np.inf else epoch.FUSED
         if mode != epoch.FUSED or self._n_slices > 1:
             shape = self._n_slices, size
             grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(shape)
@@ -195,6 +194,7 @@ class Session:
             UPDATE_RULE.address(self.topology.dtype),
             hyper,
             clip_norm,
+            clip_value,
             mode,
         )
         self._run = Run(
@@ -253,6 +253,7 @@ class Session:
             shuffle=False,
             first_epoch=0,
             clip_norm=np.inf,
+            clip_value=np.inf,
             theta=flat,
             mode=epoch.NONE,
         )
