@@ -2,6 +2,7 @@
 
 from . import schedules
 from .callbacks import Callback, EarlyStopping
+from .custom import Activation, DerivativeError, Loss
 from .history import History
 from .mlp import MLP, load
 from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop
@@ -12,15 +13,18 @@ __version__ = "0.1.0"
 __all__ = [
     "MLP",
     "SGD",
+    "Activation",
     "Adadelta",
     "Adagrad",
     "Adam",
     "AdamW",
     "Callback",
+    "DerivativeError",
     "DivergedError",
     "EarlyStopping",
     "History",
     "Lion",
+    "Loss",
     "NAdam",
     "Optimizer",
     "RAdam",

@@ -14,13 +14,14 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from . import io, parameters, validation
+from . import custom, io, parameters, validation
 from .backend import Data, Session, Topology, open_session
 from .callbacks import Callback, PlainCallback, Reduction
+from .custom import Activation
 from .history import History
 from .kernels.activations import ACTIVATIONS
-from .kernels.losses import LOSSES, Loss
-from .kernels.problem import Choice
+from .kernels.losses import LOSSES
+from .kernels.problem import Choice, Custom
 from .optimizers import Adam, Optimizer, as_optimizer
 from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
 from .validation import DivergedError
@@ -41,19 +42,19 @@ class MLP:
     ----------
     layer_sizes : sequence of int
         Widths from input to output: (64, 128, 10). Two widths make a single layer.
-    activation : str or sequence of str
+    activation : str, Activation, or sequence of them
         One for all hidden layers, or one for each: identity, logistic, tanh, relu, leaky_relu(negative_slope=0.01),
         elu(alpha=1), selu, celu(alpha=1), gelu, gelu_tanh, silu, mish, softplus, softsign, hard_sigmoid, hard_swish,
         relu6, sine(omega=30). A setting may be given, as in "leaky_relu(negative_slope=0.2)". Definitions are
-        PyTorch's; sine is sin(omega z).
-    loss : str
+        PyTorch's; sine is sin(omega z). `fastbp.Activation` makes one of your own.
+    loss : str or Loss
         Summed over outputs, averaged over samples; settings are given as those of activations. With predictions z
         for real targets: squared_error (1/2 (z - t)^2), absolute_error, huber(delta=1), log_cosh, quantile(q=0.5).
         With predictions exp(z): poisson (counts), gamma (positive targets), as scikit-learn's half deviances without
         what depends on the target alone. "cross_entropy(label_smoothing=0)": softmax; targets are labels
         (n_samples,) or probabilities (n_samples, n_out). With independent targets from 0 to 1:
         binary_cross_entropy(label_smoothing=0) and focal(gamma=2), whose predictions are logistic(z), hinge and
-        squared_hinge, whose predictions are z.
+        squared_hinge, whose predictions are z. `fastbp.Loss` makes one of your own.
     dropout : float or sequence of float
         Probability, below 1, of dropping a hidden unit in training, for all hidden layers or one for each; the others
         are scaled up.
@@ -98,8 +99,8 @@ class MLP:
         self,
         layer_sizes: Sequence[int],
         *,
-        activation: str | Sequence[str] = "relu",
-        loss: str = "squared_error",
+        activation: str | Activation | Sequence[str | Activation] = "relu",
+        loss: str | custom.Loss = "squared_error",
         dropout: float | Sequence[float] = 0.0,
         l1: float = 0.0,
         l2: float = 0.0,
@@ -112,10 +113,12 @@ class MLP:
     ):
         sizes = _layer_sizes(layer_sizes)
         activations = _activations(activation, len(sizes) - 2)
-        chosen = validation.row("loss", loss, LOSSES)
-        if LOSSES[chosen.name].softmax and sizes[-1] < 2:
+        self._loss = (
+            loss._table_row if isinstance(loss, custom.Loss) else LOSSES[validation.row("loss", loss, LOSSES).name]
+        )
+        if self._loss.softmax and sizes[-1] < 2:
             raise ValueError(
-                f"loss {chosen.name!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
+                f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
                 f"a single output takes 'binary_cross_entropy'"
             )
         if normalization is not None:
@@ -126,7 +129,7 @@ class MLP:
         self._topology = Topology(
             layer_sizes=sizes,
             activations=activations,
-            loss=chosen,
+            loss=loss._row if isinstance(loss, custom.Loss) else validation.row("loss", loss, LOSSES),
             bias=bias,
             dropout=_dropout(dropout, len(sizes) - 2),
             l1=validation.number_in("l1", l1, at_least=0),
@@ -144,7 +147,7 @@ class MLP:
         self.epochs = 0
 
     layer_sizes = property(lambda self: self._topology.layer_sizes, doc="Widths from input to output.")
-    loss = property(lambda self: validation.spec(self._topology.loss, LOSSES), doc="The loss, as it can be given.")
+    loss = property(lambda self: _spec(self._topology.loss, LOSSES), doc="The loss, as it can be given.")
     dropout = property(lambda self: self._topology.dropout, doc="Probability of dropping a unit, by hidden layer.")
     l1 = property(lambda self: self._topology.l1, doc="Factor of sum |W| in the training loss.")
     l2 = property(lambda self: self._topology.l2, doc="Factor of sum W^2 / 2 in the training loss.")
@@ -157,11 +160,7 @@ class MLP:
     @property
     def activations(self) -> tuple[str, ...]:
         """One per hidden layer, as they can be given."""
-        return tuple(validation.spec(activation, ACTIVATIONS) for activation in self._topology.activations)
-
-    @property
-    def _loss(self) -> Loss:
-        return LOSSES[self._topology.loss.name]
+        return tuple(_spec(activation, ACTIVATIONS) for activation in self._topology.activations)
 
     @property
     def theta(self) -> np.ndarray:
@@ -553,7 +552,11 @@ class MLP:
         OSError
         TypeError
             If ``metadata`` holds anything but strings.
+        ValueError
+            If the network has an activation or a loss of the user's own.
         """
+        if "custom" in (self.loss, *self.activations):
+            raise ValueError("a network with an Activation or a Loss of your own cannot be saved: a file holds no code")
         validation.words("metadata", self.metadata)
         description = {
             "layer_sizes": self.layer_sizes,
@@ -653,14 +656,22 @@ def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:
     return tuple(validation.count("layer_sizes' widths", n) for n in sizes)
 
 
-def _activations(activation: str | Sequence[str], n_hidden: int) -> tuple[Choice, ...]:
-    if isinstance(activation, str):
-        return (validation.row("activation", activation, ACTIVATIONS),) * n_hidden
+def _activations(activation: Any, n_hidden: int) -> tuple[Choice | Custom, ...]:
+    if isinstance(activation, (str, Activation)):
+        return (_activation(activation),) * n_hidden
     if not isinstance(activation, Sequence):
-        raise TypeError(f"activation must be a name or a sequence of names, it is {activation!r}")
+        raise TypeError(f"activation must be a name, an Activation or a sequence of them, it is {activation!r}")
     if len(activation) != n_hidden:
         raise ValueError(f"activation must be one name or one per hidden layer ({n_hidden}), it has {len(activation)}")
-    return tuple(validation.row("activation", name, ACTIVATIONS) for name in activation)
+    return tuple(_activation(given) for given in activation)
+
+
+def _activation(given: Any) -> Choice | Custom:
+    return given._row if isinstance(given, Activation) else validation.row("activation", given, ACTIVATIONS)
+
+
+def _spec(row: Choice | Custom, table: Mapping[str, Any]) -> str:
+    return "custom" if isinstance(row, Custom) else validation.spec(row, table)
 
 
 def _dropout(dropout: float | Sequence[float], n_hidden: int) -> tuple[float, ...]:

@@ -117,11 +117,12 @@ def initialize(topology: Topology, initializer: Any) -> np.ndarray:
         if isinstance(initializer, float):
             W[:] = initializer
             continue
-        name = initializer or FITTING.get(activation.name, "glorot_uniform")
+        fits, omega = "glorot_uniform", 1.0
+        if isinstance(activation, Choice):
+            fits = FITTING.get(activation.name, fits)
+            omega = activation.setting if activation.name == "sine" else omega
+        name = initializer or fits
         W[:] = INITIALIZERS[name](rng, *W.shape)
         if name == "siren":
-            if depth == 0:
-                W *= math.sqrt(1.0 / (6.0 * len(W)))
-            elif activation.name == "sine":
-                W /= activation.setting
+            W *= math.sqrt(1.0 / (6.0 * len(W))) if depth == 0 else 1.0 / omega
     return theta

@@ -1,5 +1,6 @@
 """What an engine is given: a network in the words of the tables, and samples."""
 
+from collections.abc import Callable
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -23,15 +24,23 @@ class Choice(NamedTuple):
     setting: float
 
 
+class Custom(NamedTuple):
+    """A function of the user's in place of a table's row: compiled functions of one number, z for an activation, z and
+    t for a loss."""
+
+    value: Callable
+    derivative: Callable
+
+
 class Topology(NamedTuple):
     """A network's description.
 
     Attributes
     ----------
     layer_sizes : tuple of int
-    activations : tuple of Choice
+    activations : tuple of Choice or Custom
         One per hidden layer.
-    loss : Choice
+    loss : Choice or Custom
     bias : bool
     dropout : tuple of float
         Probability of dropping a unit, one per hidden layer.
@@ -45,8 +54,8 @@ class Topology(NamedTuple):
     """
 
     layer_sizes: tuple[int, ...]
-    activations: tuple[Choice, ...]
-    loss: Choice
+    activations: tuple[Choice | Custom, ...]
+    loss: Choice | Custom
     bias: bool
     dropout: tuple[float, ...]
     l1: float

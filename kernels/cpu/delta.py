@@ -1,5 +1,7 @@
 """Loss and delta recursion of a block of rows: delta[l-1] = (delta[l] @ W[l].T) * f'(z[l-1])."""
 
+from functools import cache
+
 import numpy as np
 from numba import int64
 
@@ -94,6 +96,23 @@ def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
 
 PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[int64] * 7, real, int64))
 call_panel_loss = PANEL_LOSS.call
+
+
+@cache
+def custom_loss(custom):
+    """The hook for a loss of the user's."""
+    value, derivative = custom
+
+    def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
+        z, t, weight = array_at(z, size, p), array_at(target, size, p), array_at(weight, size, p)
+        loss, delta = array_at(loss, size, p), array_at(delta, size, p)
+        number = type(p)
+        for i in range(size):
+            inside = (i & (LINE_BYTES // z.itemsize - 1)) < lanes
+            loss[i] = weight[i] * number(value(z[i], t[i])) if inside else number(0)
+            delta[i] = weight[i] * number(derivative(z[i], t[i])) if inside else number(0)
+
+    return PANEL_LOSS.replaced_by(panel_loss)
 
 
 @inlined

@@ -1,5 +1,7 @@
 """Forward pass of a block of rows: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
 
+from functools import cache
+
 from numba import int64
 
 from ..activations import ACTIVATIONS
@@ -44,6 +46,26 @@ def activate(code, a, delta, size, p, training):
 
 ACTIVATE = Hook(activate, lambda real: (int64, int64, int64, int64, real, int64))
 call_activate = ACTIVATE.call
+
+
+@cache
+def custom_activation(custom):
+    """The hook for a function of the user's."""
+    value, derivative = custom
+
+    def activate(code, a, delta, size, p, training):
+        a, delta = array_at(a, size, p), array_at(delta, size, p)
+        number = type(p)
+        if training:
+            for i in range(size):
+                z = a[i]
+                a[i] = number(value(z))
+                delta[i] = number(derivative(z))
+        else:
+            for i in range(size):
+                a[i] = number(value(a[i]))
+
+    return ACTIVATE.replaced_by(activate)
 
 
 @inlined

@@ -2,6 +2,8 @@
 
 import hashlib
 from collections.abc import Callable
+from copy import copy
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +13,7 @@ from numba.np.numpy_support import from_dtype
 from .simd import make_call, switch
 
 _names: set[str] = set()
+_numbers = count()
 
 
 def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
@@ -86,6 +89,12 @@ class Hook:
         """``kinds(real)`` gives the types of the arguments for numbers of type ``real``."""
         self._dispatcher, self._kinds = entry(function), kinds
         self.call = make_call(kinds)
+
+    def replaced_by(self, function: Callable) -> "Hook":
+        """A hook of the same arguments for a function of the user's, which no cache keeps."""
+        hook = copy(self)
+        hook._dispatcher = _compile(function, f"custom {next(_numbers)}")
+        return hook
 
     def address(self, dtype) -> int:
         """Where the machine code for numbers of this type lies; it stays there."""

@@ -148,13 +148,16 @@ def aligned_zeros(size: int, dtype) -> np.ndarray:
     return memory[skip : skip + size]
 
 
-def layer_table(layer_sizes, activations, activate_at: int, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
-    """The table ``Network.layers``, the sizes of W and WT, and the lanes of a row through all layers."""
+def layer_table(layer_sizes, activations, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
+    """The table ``Network.layers``, the sizes of W and WT, and the lanes of a row through all layers.
+
+    ``activations`` holds code and address of each hidden layer's.
+    """
     width = panel_width(dtype)
     rows, node, w, wt, theta = [], 0, 0, 0, 0
     for depth, (n_in, n_out) in enumerate(pairwise(layer_sizes)):
         next_node = node + round_up(n_in, width)
-        activation = (activations[depth], activate_at) if depth < len(activations) else (0, 0)
+        activation = activations[depth] if depth < len(activations) else (0, 0)
         rows.append((n_in, n_out, node, next_node, w, wt, theta, *activation))
         node = next_node
         w += round_up(n_out, width) * (n_in + 1)

@@ -10,11 +10,11 @@ import numpy as np
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
-from ..problem import Data, Topology, samples_alone
+from ..problem import Choice, Custom, Data, Topology, samples_alone
 from . import epoch, layout
-from .delta import PANEL_LOSS
+from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
-from .forward import ACTIVATE
+from .forward import ACTIVATE, custom_activation
 from .gradient import PREPARE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE
 from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
@@ -78,19 +78,19 @@ class Session:
         self.update_rows = update_rows = update_rows or batch_rows
         dtype = topology.dtype
         width = panel_width(dtype)
-        codes = [ACTIVATIONS[activation.name].code for activation in topology.activations]
+        activations = [_activation(activation, dtype) for activation in topology.activations]
         layers, w_size, wt_size, lanes = layout.layer_table(
-            topology.layer_sizes, codes, ACTIVATE.address(dtype), topology.bias, dtype
+            topology.layer_sizes, [row[:2] for row in activations], topology.bias, dtype
         )
-        loss = LOSSES[topology.loss.name]
+        loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
         self.network = Network(
             layers=layers,
-            setting=np.array([activation.setting for activation in topology.activations] + [0.0]),
-            loss=loss.code,
-            loss_at=PANEL_LOSS.address(dtype),
-            loss_setting=topology.loss.setting,
-            softmax=int(loss.softmax),
-            smoothing=topology.loss.setting if loss.setting is SMOOTHING else 0.0,
+            setting=np.array([setting for *_, setting in activations] + [0.0]),
+            loss=loss,
+            loss_at=loss_at,
+            loss_setting=loss_setting,
+            softmax=softmax,
+            smoothing=smoothing,
             bias=int(topology.bias),
             dropout=np.array([*topology.dropout, 0.0]),
             l1=topology.l1,
@@ -280,3 +280,19 @@ class Session:
 
 def _total_weight(data: Data) -> float:
     return float(data.weight.sum(dtype=np.float64)) if data.weight.size else float(len(data.X))
+
+
+def _activation(activation: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float]:
+    """Code, address and setting."""
+    if isinstance(activation, Custom):
+        return 0, custom_activation(activation).address(dtype), 0.0
+    return ACTIVATIONS[activation.name].code, ACTIVATE.address(dtype), activation.setting
+
+
+def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int, float]:
+    """Code, address, setting, whether there is a softmax, and label smoothing."""
+    if isinstance(loss, Custom):
+        return 0, custom_loss(loss).address(dtype), 0.0, 0, 0.0
+    row = LOSSES[loss.name]
+    smoothing = loss.setting if row.setting is SMOOTHING else 0.0
+    return row.code, PANEL_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
