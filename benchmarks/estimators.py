@@ -63,7 +63,7 @@ def main() -> None:
         times = [f"{median:.3g}" for median in medians]
         print(
             "|",
-            " | ".join([data.replace("_", " "), *cells, *times, f"{medians[0] / medians[1]:.1f}x"]),
+            " | ".join([data.replace("_", " ").capitalize(), *cells, *times, f"{medians[0] / medians[1]:.1f}x"]),
             "|",
             flush=True,
         )

@@ -1,7 +1,7 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
 from . import schedules
-from .callbacks import Callback, EarlyStopping
+from .callbacks import Callback, EarlyStopping, WeightAveraging
 from .custom import Activation, DerivativeError, Loss
 from .history import History
 from .mlp import MLP, load
@@ -29,6 +29,7 @@ __all__ = [
     "Optimizer",
     "RAdam",
     "RMSprop",
+    "WeightAveraging",
     "load",
     "schedules",
 ]

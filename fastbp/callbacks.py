@@ -110,3 +110,39 @@ class EarlyStopping(Callback):
     def end(self, net: MLP, history: History) -> None:
         if self._theta.size:
             net.theta = self._theta
+
+
+@dataclass
+class WeightAveraging(Callback):
+    """In the end, give the network the average of its parameters after each epoch.
+
+    Parameters
+    ----------
+    start : int
+        Epochs before the first that counts.
+    decay : float, optional
+        None weighs all epochs alike: stochastic weight averaging (Izmailov et al., 2018). A number in [0, 1) makes it
+        an exponential moving average, decay mean + (1 - decay) theta, that begins with the first.
+    """
+
+    start: int = 0
+    decay: float | None = None
+
+    def __post_init__(self) -> None:
+        number_in("start", self.start, at_least=0)
+        if self.decay is not None:
+            number_in("decay", self.decay, at_least=0, below=1)
+
+    def begin(self, net: MLP, rates: np.ndarray) -> None:
+        self._mean, self._epochs = np.zeros(net.n_parameters), 0
+
+    def after_epoch(self, net: MLP, history: History) -> None:
+        if history.epochs <= self.start:
+            return
+        self._epochs += 1
+        share = 1 / self._epochs if self.decay is None or self._epochs == 1 else 1 - self.decay
+        self._mean += share * (net.theta - self._mean)
+
+    def end(self, net: MLP, history: History) -> None:
+        if self._epochs:
+            net.theta = self._mean

@@ -24,6 +24,8 @@ class History:
     samples_per_second : list of float
     learning_rate : list of float
         At the start of the epoch.
+    val_metrics : dict of str to list of float
+        Metrics on the validation data after the epoch, by their names.
     """
 
     loss: list[float] = field(default_factory=list)
@@ -31,6 +33,7 @@ class History:
     seconds: list[float] = field(default_factory=list)
     samples_per_second: list[float] = field(default_factory=list)
     learning_rate: list[float] = field(default_factory=list)
+    val_metrics: dict[str, list[float]] = field(default_factory=dict)
 
     @property
     def epochs(self) -> int:
@@ -38,14 +41,18 @@ class History:
         return len(self.loss)
 
     def to_frame(self) -> Any:
-        """The curves as a pandas.DataFrame, one row per epoch; `dataclasses.asdict` gives them as a dict.
+        """The curves as a pandas.DataFrame, one row per epoch, metrics as val_<name>.
+
+        `dataclasses.asdict` gives them as a dict.
 
         Raises
         ------
         MissingExtraError
             If pandas is not installed.
         """
-        return require("pandas", "cli").DataFrame({name: curve for name, curve in asdict(self).items() if curve})
+        curves = asdict(self)
+        curves |= {f"val_{name}": curve for name, curve in curves.pop("val_metrics").items()}
+        return require("pandas", "cli").DataFrame({name: curve for name, curve in curves.items() if curve})
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
         """Draw the loss curves on a logarithmic scale.

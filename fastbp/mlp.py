@@ -22,6 +22,7 @@ from .history import History
 from .kernels.activations import ACTIVATIONS
 from .kernels.losses import LOSSES
 from .kernels.problem import Choice, Custom
+from .metrics import CLASSES, choose, scores
 from .optimizers import Adam, Optimizer, as_optimizer
 from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
 from .validation import DivergedError
@@ -222,6 +223,7 @@ class MLP:
         epochs: int = 10,
         shuffle: bool = True,
         validation_data: Sequence[Any] | None = None,
+        metrics: Sequence[str] = (),
         schedule: str | Schedule | Callable[[int], float] | None = None,
         clip_norm: float | None = None,
         clip_value: float | None = None,
@@ -254,6 +256,8 @@ class MLP:
             Draw a new order in each epoch.
         validation_data : (X, y) or (X, y, sample_weight), optional
             Its loss is computed after each epoch.
+        metrics : sequence of str
+            Computed on the validation data after each epoch, as by `evaluate`, into ``val_metrics`` of the History.
         schedule : str, Schedule or callable, optional
             What becomes of the learning rate: one of `fastbp.schedules` or its name (constant, polynomial, cosine,
             inverse_scaling, one_cycle, reduce_on_plateau), or a callable from the epoch, counted from 0 in this call,
@@ -314,6 +318,9 @@ class MLP:
                     f"validation_data must be (X, y) or (X, y, sample_weight), it has {len(validation_data)} entries"
                 )
             held_out = self._data(*validation_data, prefix="validation_data's ")
+        chosen = choose(metrics, self._loss.targets)
+        if chosen and held_out is None:
+            raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
         slots, step = optimizer.state(self.n_parameters, self.dtype)
         for callback in watchers:
             callback.check(held_out is not None)
@@ -337,9 +344,11 @@ class MLP:
                 watchers.append(Reduction(schedule))
             for callback in watchers:
                 callback.begin(self, rates)
-            history = History()
+            history = History(val_metrics={name: [] for name in chosen})
             try:
-                self._train(session, optimizer, slots, history, rates, len(data.X), held_out, watchers, progress)
+                self._train(
+                    session, optimizer, slots, history, rates, len(data.X), held_out, chosen, watchers, progress
+                )
             finally:
                 for callback in watchers:
                     callback.end(self, history)
@@ -354,6 +363,7 @@ class MLP:
         rates: np.ndarray,
         n_samples: int,
         held_out: Data | None,
+        metrics: dict[str, Choice],
         callbacks: Sequence[Callback],
         progress: bool | None,
     ) -> None:
@@ -396,7 +406,10 @@ class MLP:
                 history.samples_per_second += [n_samples * completed / training_seconds] * completed
                 training_seconds = 0.0
                 if held_out is not None:
-                    history.val_loss.append(session.loss(held_out))
+                    quality = self._scores(session, held_out, metrics)
+                    history.val_loss.append(quality.pop("loss"))
+                    for name, score in quality.items():
+                        history.val_metrics[name].append(score)
                 bar.set_postfix(
                     epoch=f"{history.epochs}/{epochs}",
                     loss=f"{history.loss[-1]:.4g}",
@@ -516,29 +529,42 @@ class MLP:
         """
         return self._loss.link(self.forward(X))
 
-    def evaluate(self, X: Any, y: Any, sample_weight: Any = None) -> dict[str, float]:
-        """Quality on data: "loss", the weighted mean, and for classification losses "accuracy".
+    def evaluate(
+        self, X: Any, y: Any, sample_weight: Any = None, *, metrics: Sequence[str] | None = None
+    ) -> dict[str, float]:
+        """Quality on data: "loss", the weighted mean, and metrics by their names.
 
-        Accuracy is the share of samples whose most probable class is the target's, and for "binary_cross_entropy" the
-        share of outputs on the target's side of 1/2.
+        Parameters
+        ----------
+        X, y, sample_weight
+            As for `fit`.
+        metrics : sequence of str, optional
+            Of accuracy, top_k(k=5) and auc for classes, or mae, rmse and r2 for numbers. None takes accuracy for
+            classes, and none for numbers.
 
         Raises
         ------
         ValueError, TypeError
+        MissingExtraError
+            For auc, if scikit-learn is not installed.
         """
+        if metrics is None:
+            metrics = ["accuracy"] if self._loss.targets in CLASSES else []
+        chosen = choose(metrics, self._loss.targets)
         data = self._data(X, y, sample_weight)
-        kind = self._loss.targets
         with self._session(min(EVALUATION_ROWS, len(data.X))) as session:
-            result = {"loss": session.loss(data)}
-            if kind not in ("labels", "binary"):
-                return result
+            return self._scores(session, data, chosen)
+
+    def _scores(self, session: Session, data: Data, chosen: dict[str, Choice]) -> dict[str, float]:
+        """Loss and metrics of a network at work."""
+        result = {"loss": session.loss(data)}
+        if chosen:
             z = session.forward(data.X)
-        if kind == "labels":
-            labels = data.labels if data.labels.size else data.targets.argmax(axis=1)
-            hits = z.argmax(axis=1) == labels
-        else:
-            hits = ((z > 0) == (data.targets > 0.5)).mean(axis=1)
-        result["accuracy"] = float(np.average(hits, weights=data.weight if data.weight.size else None))
+            targets = data.labels if data.labels.size else data.targets
+            if self._loss.targets == "labels" and targets.ndim == 2:
+                targets = targets.argmax(axis=1)
+            weight = data.weight if data.weight.size else None
+            result |= scores(chosen, targets, z, self._loss.link(z), weight)
         return result
 
     def save(self, path: str | os.PathLike) -> None:

@@ -251,6 +251,8 @@ def learning_rates(schedule: Schedule | Callable[[int], float], rate: float, epo
     ValueError, TypeError
         If a callable gives anything but a finite number of at least 0.
     """
+    if type(schedule) is Schedule:
+        return np.full((epochs, 1), rate)
     if isinstance(schedule, ByStep):
         values = [schedule.rate(step) for step in range(epochs * steps)]
     elif isinstance(schedule, Schedule):

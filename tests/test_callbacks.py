@@ -65,6 +65,17 @@ def test_early_stopping_wants_what_it_watches(rng):
     assert np.array_equal(case.net.theta, before)
 
 
+@pytest.mark.parametrize("decay", [None, 0.7])
+def test_weight_averaging(rng, decay):
+    case = make_case(rng, (5, 17, 3), "cross_entropy")
+    recorder = Recorder()
+    recorder.after_epoch = lambda net, history: recorder.thetas.append(net.theta.copy())
+    case.net.fit(case.X, case.y, epochs=6, callbacks=[recorder, fastbp.WeightAveraging(2, decay)])
+    thetas = recorder.thetas[2:]
+    weights = np.full(4, 0.25) if decay is None else [0.7**3, 0.3 * 0.7**2, 0.3 * 0.7, 0.3]
+    np.testing.assert_allclose(case.net.theta, np.average(thetas, axis=0, weights=weights), rtol=1e-12)
+
+
 def test_history_as_a_frame(rng):
     pytest.importorskip("pandas")
     case = make_case(rng, (5, 17, 3), "cross_entropy")

@@ -1,0 +1,102 @@
+"""How good predictions are, besides the loss: one row of a table each."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import numpy as np
+
+from .kernels.problem import Choice, Setting
+from .validation import require, row, spec
+
+
+class Metric(NamedTuple):
+    """A row of the table.
+
+    Attributes
+    ----------
+    score : callable
+        From targets, classes (n_samples,) or (n_samples, n_out), outputs z and predictions (n_samples, n_out), sample
+        weights or None, and the setting, to a number.
+    targets : tuple of str
+        The kinds of targets, as in the table of losses, that it is for.
+    """
+
+    score: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, float], float]
+    targets: tuple[str, ...]
+    setting: Setting | None = None
+
+
+def accuracy(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Share of samples whose most probable class is the target's, or of outputs on the target's side of 1/2."""
+    hits = z.argmax(axis=1) == t if t.ndim == 1 else ((z > 0) == (t > 0.5)).mean(axis=1)
+    return float(np.average(hits, weights=weight))
+
+
+def top_k(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Share of samples whose class is among the k most probable ones; of equal outputs the first counts first."""
+    above = (z > np.take_along_axis(z, t[:, None], axis=1)).sum(axis=1)
+    return float(np.average(above < setting, weights=weight))
+
+
+def mae(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Mean of abs(p - t) over samples and outputs."""
+    return float(np.average(np.abs(p - t).mean(axis=1), weights=weight))
+
+
+def rmse(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Root of the mean of (p - t)**2 over samples and outputs."""
+    return math.sqrt(np.average(((p - t) ** 2).mean(axis=1), weights=weight))
+
+
+def r2(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Explained share of the variance, the mean over outputs; NaN where targets do not vary."""
+    mean = np.average(t, axis=0, weights=weight)
+    with np.errstate(divide="ignore", invalid="ignore"):
+        rest = np.average((p - t) ** 2, axis=0, weights=weight) / np.average((t - mean) ** 2, axis=0, weights=weight)
+    return float(np.mean(1 - rest))
+
+
+def auc(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Area under the ROC curve by scikit-learn: of one class against the others, the mean over classes or outputs."""
+    roc_auc_score = require("sklearn.metrics", "sklearn").roc_auc_score
+    if t.ndim == 1 and p.shape[1] == 2:
+        return float(roc_auc_score(t, p[:, 1], sample_weight=weight))
+    return float(roc_auc_score(t, p, sample_weight=weight, multi_class="ovr"))
+
+
+CLASSES, NUMBERS = ("labels", "binary"), ("real", "counts", "positive")
+METRICS = {
+    "accuracy": Metric(accuracy, CLASSES),
+    "top_k": Metric(top_k, ("labels",), Setting("k", 5, at_least=1)),
+    "auc": Metric(auc, CLASSES),
+    "mae": Metric(mae, NUMBERS),
+    "rmse": Metric(rmse, NUMBERS),
+    "r2": Metric(r2, NUMBERS),
+}
+
+
+def choose(names: Sequence[str], targets: str) -> dict[str, Choice]:
+    """Rows of the table, by the names they are reported under, for targets of a kind.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+    if isinstance(names, str) or not isinstance(names, Sequence):
+        raise TypeError(f"metrics must be a sequence of names, it is {names!r}")
+    chosen = [row("metrics", name, METRICS) for name in names]
+    for choice in chosen:
+        if targets not in METRICS[choice.name].targets:
+            fitting = ", ".join(name for name, metric in METRICS.items() if targets in metric.targets)
+            raise ValueError(f"metrics {choice.name!r} is not for this network's loss; {fitting} are")
+    return {spec(choice, METRICS): choice for choice in chosen}
+
+
+def scores(
+    chosen: dict[str, Choice], t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None
+) -> dict[str, float]:
+    """Every chosen metric of targets ``t``, outputs ``z``, predictions ``p`` and sample weights."""
+    return {name: METRICS[choice.name].score(t, z, p, weight, choice.setting) for name, choice in chosen.items()}

@@ -1,0 +1,73 @@
+"""Metrics, beside scikit-learn's."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from cases import make_case
+
+peers = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed (extra: sklearn)")
+
+
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+def test_metrics_of_classes(rng, weighted):
+    case = make_case(rng, (5, 17, 4), "cross_entropy", n_samples=64, weighted=weighted)
+    p, w = case.net.predict(case.X), case.weight
+    scores = case.net.evaluate(case.X, case.y, w, metrics=["accuracy", "top_k(k=2)", "auc"])
+    assert list(scores) == ["loss", "accuracy", "top_k(k=2.0)", "auc"]
+    assert scores["accuracy"] == pytest.approx(peers.accuracy_score(case.y, p.argmax(axis=1), sample_weight=w))
+    assert scores["top_k(k=2.0)"] == pytest.approx(peers.top_k_accuracy_score(case.y, p, k=2, sample_weight=w))
+    assert scores["auc"] == pytest.approx(peers.roc_auc_score(case.y, p, multi_class="ovr", sample_weight=w))
+
+
+@pytest.mark.parametrize(("loss", "n_out"), [("cross_entropy", 2), ("binary_cross_entropy", 1)])
+def test_auc_of_two_classes(rng, loss, n_out):
+    case = make_case(rng, (5, 17, n_out), loss, n_samples=64)
+    expected = peers.roc_auc_score(case.y.ravel(), case.net.predict(case.X)[:, -1])
+    assert case.net.evaluate(case.X, case.y, metrics=["auc"])["auc"] == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("loss", ["squared_error", "poisson"])
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+def test_metrics_of_numbers(rng, loss, weighted):
+    case = make_case(rng, (5, 17, 3), loss, weighted=weighted)
+    p, w = case.net.predict(case.X), case.weight
+    scores = case.net.evaluate(case.X, case.y, w, metrics=["mae", "rmse", "r2"])
+    assert scores["mae"] == pytest.approx(peers.mean_absolute_error(case.y, p, sample_weight=w))
+    assert scores["rmse"] == pytest.approx(peers.mean_squared_error(case.y, p, sample_weight=w) ** 0.5)
+    assert scores["r2"] == pytest.approx(peers.r2_score(case.y, p, sample_weight=w))
+
+
+def test_curves_on_validation_data(rng):
+    case = make_case(rng, (5, 17, 3), "cross_entropy", n_samples=64)
+    history = case.net.fit(
+        case.X[:40],
+        case.y[:40],
+        epochs=3,
+        validation_data=(case.X[40:], case.y[40:]),
+        metrics=["accuracy", "top_k(k=2)"],
+    )
+    assert list(history.to_frame())[-2:] == ["val_accuracy", "val_top_k(k=2.0)"]
+    last = case.net.evaluate(case.X[40:], case.y[40:])
+    assert [len(curve) for curve in history.val_metrics.values()] == [3, 3]
+    assert history.val_metrics["accuracy"][-1] == last["accuracy"]
+    assert history.val_loss[-1] == last["loss"]
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [("accuracy", ["metrics", "sequence"]), (["mae"], ["metrics", "mae", "accuracy"]), (["f1"], ["metrics", "f1"])],
+)
+def test_metrics_that_do_not_fit_are_refused(rng, metrics, words):
+    case = make_case(rng, (5, 17, 3), "cross_entropy")
+    with pytest.raises((TypeError, ValueError)) as error:
+        case.net.evaluate(case.X, case.y, metrics=metrics)
+    assert all(word in str(error.value) for word in words)
+
+
+def test_metrics_without_validation_data_are_refused(rng):
+    case = make_case(rng, (5, 17, 3), "cross_entropy")
+    before = case.net.theta.copy()
+    with pytest.raises(ValueError, match=r"metrics.*validation_data"):
+        case.net.fit(case.X, case.y, metrics=["accuracy"])
+    assert np.array_equal(case.net.theta, before)
