@@ -5,7 +5,7 @@ from .callbacks import Callback, EarlyStopping, WeightAveraging
 from .custom import Activation, DerivativeError, Loss
 from .history import History
 from .mlp import MLP, load
-from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, Lion, NAdam, Optimizer, RAdam, RMSprop
+from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, CustomOptimizer, Lion, NAdam, Optimizer, RAdam, RMSprop
 from .validation import DivergedError
 
 __version__ = "0.1.0"
@@ -19,6 +19,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Callback",
+    "CustomOptimizer",
     "DerivativeError",
     "DivergedError",
     "EarlyStopping",

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
+from numba import njit
+from numba.core.dispatcher import Dispatcher
 
 from .kernels.optimizers import OPTIMIZERS
-from .validation import choice, number_in
+from .kernels.problem import CustomRule
+from .validation import choice, count, number_in
 
 #: What settings may be, by their names.
 BOUNDS: dict[str, dict[str, float]] = {
@@ -47,9 +50,14 @@ class Optimizer:
                 number_in(setting.name, getattr(self, setting.name), **BOUNDS[setting.name])
 
     @property
-    def rule(self) -> str:
-        """Name of the row in the kernels' table."""
+    def rule(self) -> str | CustomRule:
+        """Name of the row in the kernels' table, or a rule of the user's."""
         return type(self).__name__.lower()
+
+    @property
+    def n_slots(self) -> int:
+        """Numbers of state that belong to each parameter."""
+        return OPTIMIZERS[self.rule].n_slots if isinstance(self.rule, str) else self.rule.n_slots
 
     @property
     def hyper(self) -> np.ndarray:
@@ -72,7 +80,7 @@ class Optimizer:
         ValueError
             If the state belongs to a network of another size or dtype, or to another rule.
         """
-        shape = (OPTIMIZERS[self.rule].n_slots, n_parameters)
+        shape = (self.n_slots, n_parameters)
         if self._slots is None:
             return np.zeros(shape, dtype), 0
         if self._slots.shape != shape or self._slots.dtype != dtype:
@@ -287,6 +295,53 @@ class RMSprop(Optimizer):
         if self.centered:
             return "rmsprop_centered"
         return "rmsprop_momentum" if self.momentum else "rmsprop"
+
+
+@dataclass(eq=False)
+class CustomOptimizer(Optimizer):
+    """An update rule of one's own, fused into the gradient like built-in ones; it is compiled once in every process.
+
+    Parameters
+    ----------
+    learning_rate : float
+    update : callable
+        From a parameter, its gradient, its state as a tuple of ``n_slots`` numbers, which begin as 0, and ``h``, the
+        tuple (learning rate, number of the update from 1, settings...), to the new parameter and the new state: plain
+        Python or compiled by ``numba.njit``. The numbers are of the network's dtype.
+    n_slots : int
+    settings : sequence of float
+        Up to four; zeros follow.
+
+    Raises
+    ------
+    TypeError, ValueError
+    """
+
+    update: Callable
+    n_slots: int = 0  # type: ignore[assignment]
+    settings: Sequence[float] = ()
+
+    def check(self) -> None:
+        super().check()
+        if not callable(self.update):
+            raise TypeError(f"update must be a function (theta, grad, slots, h), it is {self.update!r}")
+        if self.n_slots != 0:
+            count("n_slots", self.n_slots)
+        if len(self.settings) > N_HYPER:
+            raise ValueError(f"settings must be at most {N_HYPER} numbers, it has {len(self.settings)}")
+
+    def reset(self) -> None:
+        super().reset()
+        compiled = isinstance(self.update, Dispatcher)
+        self._rule = CustomRule(self.update if compiled else njit(error_model="numpy")(self.update), self.n_slots)
+
+    @property
+    def rule(self) -> CustomRule:
+        return self._rule
+
+    @property
+    def hyper(self) -> np.ndarray:
+        return np.array([*self.settings, *[0.0] * (N_HYPER - len(self.settings))], np.float64)
 
 
 BY_NAME: dict[str, Callable[[], Optimizer]] = {

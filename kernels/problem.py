@@ -32,6 +32,16 @@ class Custom(NamedTuple):
     derivative: Callable
 
 
+class CustomRule(NamedTuple):
+    """An update rule of the user's: a compiled function like those of the table of optimizers, and its slots.
+
+    Its ``h`` holds the learning rate, the number of the update from 1, and four settings.
+    """
+
+    update: Callable
+    n_slots: int
+
+
 class Topology(NamedTuple):
     """A network's description.
 

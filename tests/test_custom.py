@@ -89,6 +89,51 @@ def test_the_link_of_a_custom_loss(rng):
     np.testing.assert_array_equal(net.predict(X), np.exp(net.forward(X)))
 
 
+def adam(theta, grad, slots, h):
+    rate, step, beta1, beta2, epsilon, _ = h
+    m = beta1 * slots[0] + (1 - beta1) * grad
+    v = beta2 * slots[1] + (1 - beta2) * grad * grad
+    m_hat, v_hat = m / (1 - beta1**step), v / (1 - beta2**step)
+    return theta - rate * m_hat / (math.sqrt(v_hat) + epsilon), (m, v)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_a_custom_rule_trains_like_the_built_in_one(rng, dtype):
+    X, y = rng.normal(size=(200, 6)), rng.normal(size=(200, 2))
+    thetas = []
+    for optimizer in (
+        fastbp.Adam(0.01, 0.8, 0.99, 1e-6),
+        fastbp.CustomOptimizer(0.01, njit(error_model="numpy")(adam), 2, (0.8, 0.99, 1e-6)),
+    ):
+        net = fastbp.MLP((6, 33, 2), dtype=dtype, random_state=0)
+        for _ in range(2):  # the state carries on
+            net.fit(X, y, optimizer=optimizer, epochs=3, threads=2)
+        thetas.append(net.theta)
+    np.testing.assert_allclose(*thetas, rtol=1e-3 if dtype == "float32" else 1e-9, atol=1e-6)
+
+
+def test_a_custom_rule_without_state(rng):
+    X, y = rng.normal(size=(50, 3)), rng.normal(size=(50, 1))
+    thetas = []
+    for optimizer in (
+        fastbp.SGD(0.05),
+        fastbp.CustomOptimizer(0.05, lambda theta, grad, slots, h: (theta - h[0] * grad, slots)),
+    ):
+        net = fastbp.MLP((3, 5, 1), dtype="float64", random_state=0)
+        net.fit(X, y, optimizer=optimizer, epochs=3)
+        thetas.append(net.theta)
+    np.testing.assert_allclose(*thetas, rtol=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("settings", "word"),
+    [({"update": 3}, "update"), ({"n_slots": -1}, "n_slots"), ({"settings": (1.0,) * 5}, "settings")],
+)
+def test_bad_settings_of_a_custom_rule_are_refused(settings, word):
+    with pytest.raises((TypeError, ValueError), match=word):
+        fastbp.CustomOptimizer(**{"learning_rate": 0.1, "update": adam, **settings})
+
+
 def test_a_wrong_derivative_is_refused_with_its_error():
     with pytest.raises(fastbp.DerivativeError, match=r"activation.*differs.*0\.\d+ at z = "):
         fastbp.Activation(bent, lambda z: z / (2 * math.sqrt(z * z + 1)) + 1.1)

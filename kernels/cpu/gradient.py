@@ -102,6 +102,26 @@ PREPARE = Hook(prepare, lambda real: (int64, float64[::1], float64[::1], float64
 call_update, call_prepare = UPDATE_RULE.call, PREPARE.call
 
 
+@cache
+def custom_rule(custom):
+    """The hooks that prepare and carry out a rule of the user's."""
+    rule, (view, load, store) = custom.update, _slot_access(custom.n_slots)
+
+    def prepare(code, h, hyper, learning_rate, step):
+        h[0], h[1] = learning_rate, step
+        for k in range(hyper.size):
+            h[2 + k] = hyper[k]
+
+    def update(code, W, slots, stride, grad, size, h):
+        W, grad, views = array_at(W, size, h[0]), array_at(grad, size, h[0]), view(slots, stride, size, h[0])
+        for i in range(size):
+            theta, values = rule(W[i], grad[i], load(views, i), h)
+            W[i] = theta
+            store(views, i, values)
+
+    return PREPARE.replaced_by(prepare), UPDATE_RULE.replaced_by(update)
+
+
 @inlined
 def update_from(parameters, optimizer, start, grad, h):
     """Update ``grad.size`` parameters from ``W[start]``."""

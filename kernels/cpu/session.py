@@ -10,12 +10,12 @@ import numpy as np
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
-from ..problem import Choice, Custom, Data, Topology, samples_alone
+from ..problem import Choice, Custom, CustomRule, Data, Topology, samples_alone
 from . import epoch, layout
 from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, custom_activation
-from .gradient import PREPARE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE
+from .gradient import PREPARE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
 from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
@@ -156,7 +156,7 @@ class Session:
     def start(
         self,
         data: Data,
-        rule: str,
+        rule: str | CustomRule,
         hyper: np.ndarray,
         slots: np.ndarray,
         step: int,
@@ -175,8 +175,13 @@ class Session:
         that the optimizer has made. The other arguments are those of `Run` and `Optimizer`;
         ``mode`` None follows from whether there is clipping.
         """
-        n_slots = OPTIMIZERS[rule].n_slots
-        size = self.parameters.W.size
+        dtype = self.topology.dtype
+        code, prepare, update = 0, PREPARE, UPDATE_RULE
+        if isinstance(rule, CustomRule):
+            prepare, update = custom_rule(rule)
+        else:
+            code = OPTIMIZERS[rule].code
+        n_slots, size = len(slots), self.parameters.W.size
         panels = aligned_zeros(n_slots * size, self.topology.dtype).reshape(n_slots, size)
         for flat, packed in zip(slots, panels, strict=True):
             self._pack(flat, packed)
@@ -189,9 +194,9 @@ class Session:
             self.parameters = self.parameters._replace(grad=grad)
         self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
         self._optimizer = Optimizer(
-            OPTIMIZERS[rule].code,
-            PREPARE.address(self.topology.dtype),
-            UPDATE_RULE.address(self.topology.dtype),
+            code,
+            prepare.address(dtype),
+            update.address(dtype),
             hyper,
             clip_norm,
             clip_value,
