@@ -114,9 +114,12 @@ class MLP:
     ):
         sizes = _layer_sizes(layer_sizes)
         activations = _activations(activation, len(sizes) - 2)
-        self._loss = (
-            loss._table_row if isinstance(loss, custom.Loss) else LOSSES[validation.row("loss", loss, LOSSES).name]
-        )
+        loss_row: Choice | Custom
+        if isinstance(loss, custom.Loss):
+            loss_row, self._loss = loss._row, loss._table_row
+        else:
+            loss_row = validation.row("loss", loss, LOSSES)
+            self._loss = LOSSES[loss_row.name]
         if self._loss.softmax and sizes[-1] < 2:
             raise ValueError(
                 f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
@@ -130,7 +133,7 @@ class MLP:
         self._topology = Topology(
             layer_sizes=sizes,
             activations=activations,
-            loss=loss._row if isinstance(loss, custom.Loss) else validation.row("loss", loss, LOSSES),
+            loss=loss_row,
             bias=bias,
             dropout=_dropout(dropout, len(sizes) - 2),
             l1=validation.number_in("l1", l1, at_least=0),
