@@ -53,10 +53,17 @@ class Reduction(Callback):
     schedule: ReduceOnPlateau
 
     def begin(self, net: MLP, rates: np.ndarray) -> None:
-        self._rates = rates
+        self._rates, self._best, self._waited, self._fallen = rates, math.inf, 0, 0
 
     def after_epoch(self, net: MLP, history: History) -> None:
-        self._rates[history.epochs :] = self._rates[0, 0] * self.schedule.factor_after(history)
+        loss = (history.val_loss or history.loss)[-1]
+        if loss < self._best * (1 - self.schedule.threshold):
+            self._best, self._waited = loss, 0
+        else:
+            self._waited += 1
+        if self._waited > self.schedule.patience:
+            self._fallen, self._waited = self._fallen + 1, 0
+        self._rates[history.epochs :] = self._rates[0, 0] * self.schedule.reduction**self._fallen
 
 
 @dataclass

@@ -11,7 +11,7 @@ from numba.core.dispatcher import Dispatcher
 
 from .kernels.optimizers import OPTIMIZERS
 from .kernels.problem import CustomRule
-from .validation import choice, count, number_in
+from .validation import choice, count, settings_in
 
 #: What settings may be, by their names.
 BOUNDS: dict[str, dict[str, float]] = {
@@ -45,9 +45,7 @@ class Optimizer:
 
     def check(self) -> None:
         """Raise ValueError or TypeError if a setting is out of its range."""
-        for setting in fields(self):
-            if setting.name in BOUNDS:
-                number_in(setting.name, getattr(self, setting.name), **BOUNDS[setting.name])
+        settings_in(self, BOUNDS)
 
     @property
     def rule(self) -> str | CustomRule:
@@ -156,8 +154,8 @@ class Adam(Optimizer):
     amsgrad: bool = False
 
     @property
-    def rule(self) -> str:
-        return "amsgrad" if self.amsgrad else "adam"
+    def rule(self) -> str | CustomRule:
+        return "amsgrad" if self.amsgrad else super().rule
 
 
 @dataclass(eq=False)
@@ -175,10 +173,6 @@ class AdamW(Adam):
     """
 
     weight_decay: float = 0.01
-
-    @property
-    def rule(self) -> str:
-        return "amsgrad" if self.amsgrad else "adamw"
 
 
 @dataclass(eq=False)

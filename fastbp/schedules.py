@@ -8,12 +8,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import KW_ONLY, dataclass, fields
+from dataclasses import KW_ONLY, dataclass
 
 import numpy as np
 
-from .history import History
-from .validation import choice, number_in
+from .validation import choice, number_in, settings_in
 
 #: What settings may be, by their names.
 BOUNDS: dict[str, dict[str, float]] = {
@@ -27,7 +26,7 @@ BOUNDS: dict[str, dict[str, float]] = {
     "rise": {"above": 0, "below": 1},
     "start_divisor": {"at_least": 1},
     "end_divisor": {"at_least": 1},
-    "factor": {"above": 0, "below": 1},
+    "reduction": {"above": 0, "below": 1},
     "patience": {"at_least": 0},
     "threshold": {"at_least": 0},
 }
@@ -48,9 +47,7 @@ class Schedule:
 
     def __post_init__(self) -> None:
         choice("by", self.by, ("epoch", "step"))
-        for setting in fields(self):
-            if setting.name in BOUNDS:
-                number_in(setting.name, getattr(self, setting.name), **BOUNDS[setting.name])
+        settings_in(self, BOUNDS)
 
     def factor(self, time: float, total: float) -> float:
         """What the learning rate is multiplied by, ``time`` epochs into a training of ``total``."""
@@ -171,7 +168,7 @@ class WarmUp(Schedule):
 
 @dataclass(frozen=True)
 class ReduceOnPlateau(Schedule):
-    """Multiply by ``factor`` when the loss has not fallen for more than ``patience`` epochs, as PyTorch's.
+    """Multiply by ``reduction`` when the loss has not fallen for more than ``patience`` epochs, as PyTorch's.
 
     The validation loss counts where there is one. A loss has fallen when it is below (1 - threshold) times the best.
     """
@@ -179,26 +176,6 @@ class ReduceOnPlateau(Schedule):
     reduction: float = 0.1
     patience: int = 10
     threshold: float = 1e-4
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        number_in("reduction", self.reduction, above=0, below=1)
-
-    def reductions(self, losses: list[float]) -> int:
-        """How often a curve has made the rate fall."""
-        best, waited, fallen = math.inf, 0, 0
-        for loss in losses:
-            if loss < best * (1 - self.threshold):
-                best, waited = loss, 0
-            else:
-                waited += 1
-            if waited > self.patience:
-                fallen, waited = fallen + 1, 0
-        return fallen
-
-    def factor_after(self, history: History) -> float:
-        """The factor of the epoch that follows."""
-        return self.reduction ** self.reductions(history.val_loss or history.loss)
 
 
 @dataclass(frozen=True)

@@ -7,8 +7,10 @@ and the forward pass.
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
+from collections.abc import Callable
 from itertools import chain
 from numbers import Integral, Real
 from typing import Any, ClassVar
@@ -116,7 +118,7 @@ class _Trained:
             raise ValueError("partial_fit does not support early_stopping=True")
         if not incremental or not hasattr(self, "_optimizer"):
             estimator._optimizer = self._new_optimizer()
-        held_out = None
+        X, held_out = _dense(X), None
         if estimator.early_stopping:
             X, y, sample_weight, held_out = self._hold_out(X, y, sample_weight)
         n_samples = X.shape[0]
@@ -141,7 +143,7 @@ class _Trained:
         estimator.n_iter_ = 0
         try:
             net.fit(
-                _dense(X),
+                X,
                 self._targets(y),
                 sample_weight=sample_weight,
                 optimizer=estimator._optimizer,
@@ -199,12 +201,15 @@ class _Trained:
     def _targets(self, y: np.ndarray) -> np.ndarray:
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
 
+    def _fit_lbfgs(self, X, *rest) -> None:
+        super()._fit_lbfgs(_dense(X), *rest)  # type: ignore[misc]
+
     def _loss_grad_lbfgs(self, packed, X, y, sample_weight, *unused) -> tuple[float, np.ndarray]:
         """Loss and gradient, laid out as all coefs_, then all intercepts_; ``unused`` are scikit-learn's buffers."""
         estimator: Any = self
         estimator._unpack(packed.astype(self.coefs_[0].dtype, copy=False))
         net = self._penalized()
-        loss, grad = net.loss_and_gradients(_dense(X), self._targets(y), sample_weight)
+        loss, grad = net.loss_and_gradients(X, self._targets(y), sample_weight)
         net.theta = grad
         loss += self._offset(y, sample_weight)
         return loss, np.concatenate([part.ravel() for part in (*net.weights, *net.biases)]).astype(np.float64)
@@ -226,6 +231,24 @@ _CONSTRAINTS = {
     "threads": [Interval(Integral, 1, None, closed="left"), None],
     "device": [str],
 }
+
+
+def _make_init(parent: Any, **ours: Any) -> Callable:
+    """The constructor of ``parent`` with keywords of ours; scikit-learn reads its signature."""
+    theirs = inspect.signature(parent.__init__)
+    added = [inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=ours[name]) for name in ours]
+    signature = theirs.replace(parameters=[*theirs.parameters.values(), *added])
+
+    def __init__(self, *args, **kwargs):
+        bound = signature.bind(self, *args, **kwargs)
+        bound.apply_defaults()
+        settings = {name: bound.arguments.pop(name) for name in ours}
+        parent.__init__(*bound.args, **bound.kwargs)
+        for name, value in settings.items():
+            setattr(self, name, value)
+
+    __init__.__signature__ = signature  # type: ignore[attr-defined]
+    return __init__
 
 
 class MLPClassifier(_Trained, neural_network.MLPClassifier):
@@ -259,42 +282,9 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         "class_weight": [dict, str, None],
     }
 
-    def __init__(
-        self,
-        hidden_layer_sizes=(100,),
-        activation="relu",
-        *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        optimizer=None,
-        class_weight=None,
-        threads=None,
-        device="cpu",
-    ):
-        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        super().__init__()
-        for name, value in parameters.items():
-            setattr(self, name, value)
+    __init__ = _make_init(
+        neural_network.MLPClassifier, dropout=0.0, optimizer=None, class_weight=None, threads=None, device="cpu"
+    )
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model.
@@ -332,42 +322,7 @@ class MLPRegressor(_Trained, neural_network.MLPRegressor):
 
     _parameter_constraints: ClassVar[dict] = {**neural_network.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
 
-    def __init__(
-        self,
-        loss="squared_error",
-        hidden_layer_sizes=(100,),
-        activation="relu",
-        *,
-        solver="adam",
-        alpha=0.0001,
-        batch_size="auto",
-        learning_rate="constant",
-        learning_rate_init=0.001,
-        power_t=0.5,
-        max_iter=200,
-        shuffle=True,
-        random_state=None,
-        tol=1e-4,
-        verbose=False,
-        warm_start=False,
-        momentum=0.9,
-        nesterovs_momentum=True,
-        early_stopping=False,
-        validation_fraction=0.1,
-        beta_1=0.9,
-        beta_2=0.999,
-        epsilon=1e-8,
-        n_iter_no_change=10,
-        max_fun=15000,
-        dropout=0.0,
-        optimizer=None,
-        threads=None,
-        device="cpu",
-    ):
-        parameters = {name: value for name, value in locals().items() if name not in ("self", "__class__")}
-        super().__init__()
-        for name, value in parameters.items():
-            setattr(self, name, value)
+    __init__ = _make_init(neural_network.MLPRegressor, dropout=0.0, optimizer=None, threads=None, device="cpu")
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model; parameters are those of `MLPClassifier.fit`."""

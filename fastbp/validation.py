@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import math
 import re
@@ -98,6 +99,13 @@ def number_in(
     if not inside:
         raise ValueError(f"{wanted}, it is {value!r}")
     return float(value)
+
+
+def settings_in(settings: Any, bounds: Mapping[str, Mapping[str, float]]) -> None:
+    """Check the fields of a dataclass instance that have bounds; raises as `number_in`."""
+    for field in dataclasses.fields(settings):
+        if field.name in bounds:
+            number_in(field.name, getattr(settings, field.name), **bounds[field.name])
 
 
 def row(argument: str, spec: Any, table: Mapping[str, Any]) -> Choice:
