@@ -9,10 +9,10 @@ from numba.core import event
 
 from .kernels.cpu.jit import ENTRIES
 from .kernels.cpu.session import Progress, Session
-from .kernels.problem import Data, Topology
+from .kernels.problem import Data, Topology, Update
 from .validation import choice
 
-__all__ = ["DEVICES", "Data", "Progress", "Session", "Topology", "open_session"]
+__all__ = ["DEVICES", "Data", "Progress", "Session", "Topology", "Update", "open_session"]
 
 DEVICES = {"cpu": Session}
 
@@ -38,11 +38,12 @@ def open_session(
     device: str,
     topology: Topology,
     theta: np.ndarray,
+    moving: np.ndarray,
     batch_rows: int,
     update_rows: int | None = None,
     threads: int | None = None,
 ) -> Session:
-    """A network at work on a device, as a context manager; ``theta`` is copied.
+    """A network at work on a device, as a context manager; ``theta`` and ``moving`` are copied.
 
     Parameters
     ----------
@@ -50,6 +51,8 @@ def open_session(
         A name in ``DEVICES``.
     topology : Topology
     theta : (n_parameters,) array
+    moving : (2, n_units) array
+        Moving averages of mean and variance of the units of batch normalizations.
     batch_rows : int
         Samples that are in work at once, at most.
     update_rows : int or None
@@ -57,4 +60,4 @@ def open_session(
     threads : int or None
         None lets the engine choose.
     """
-    return DEVICES[choice("device", device, DEVICES)](topology, theta, batch_rows, update_rows, threads)
+    return DEVICES[choice("device", device, DEVICES)](topology, theta, moving, batch_rows, update_rows, threads)

@@ -15,15 +15,16 @@ import numpy as np
 from tqdm import tqdm
 
 from . import custom, io, parameters, validation
-from .backend import Data, Session, Topology, open_session
+from .backend import Data, Session, Topology, Update, open_session
 from .callbacks import Callback, PlainCallback, Reduction
 from .custom import Activation
 from .history import History
 from .kernels.activations import ACTIVATIONS
 from .kernels.losses import LOSSES
-from .kernels.problem import Choice, Custom
+from .kernels.problem import NORMALIZATIONS, Choice, Custom
 from .metrics import CLASSES, choose, scores
 from .optimizers import Adam, Optimizer, as_optimizer
+from .parameters import Views
 from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
 from .validation import DivergedError
 
@@ -51,6 +52,8 @@ class MLP:
     loss : str or Loss
         Summed over outputs, averaged over samples; settings are given as those of activations. With predictions z
         for real targets: squared_error (1/2 (z - t)^2), absolute_error, huber(delta=1), log_cosh, quantile(q=0.5).
+        gaussian_nll(epsilon=1e-6) has two outputs for each target, mean and log variance side by side, of which the
+        predictions are mean and variance.
         With predictions exp(z): poisson (counts), gamma (positive targets), as scikit-learn's half deviances without
         what depends on the target alone. "cross_entropy(label_smoothing=0)": softmax; targets are labels
         (n_samples,) or probabilities (n_samples, n_out). With independent targets from 0 to 1:
@@ -64,8 +67,20 @@ class MLP:
         `evaluate` and validation curves leave them out.
     penalty_by_batch : bool
         Divide the penalties by the number of samples (or their weight) of each batch, as scikit-learn does.
-    normalization : None
-        Reserved.
+    normalization : str or None, or sequence of them
+        Between z and activation of all hidden layers, or of each: layer_norm(epsilon=1e-5), rms_norm(epsilon=1e-6) or
+        batch_norm(epsilon=1e-5), as PyTorch defines them, with gains and, unless ``bias`` is False, shifts (rms_norm
+        has none). batch_norm takes its statistics over each update's samples, whatever their weights, and predicts
+        with averages that move by a tenth per update.
+    residual : bool or sequence of bool
+        Add the input of a hidden layer to its output: True does so wherever the widths are equal.
+    scale_inputs : bool
+        Learn a gain for each input, 1 at first.
+    input_noise : float
+        Standard deviation of Gaussian noise that is added to (standardised) inputs in training.
+    max_norm : float, optional
+        After each update, scale the weights into a unit down to this Euclidean norm where theirs is greater
+        (Srivastava et al., 2014).
     initializer : str, number or array, optional
         glorot_, he_ or lecun_uniform or _normal, orthogonal, siren or zeros; a number for all weights; or an array
         (n_parameters,) for theta. Biases start at 0. None takes what fits the activation that follows: siren for a
@@ -80,9 +95,16 @@ class MLP:
     Attributes
     ----------
     theta : (n_parameters,) array
-        All parameters, layer by layer, W[l] row by row, then b[l].
+        All parameters, layer by layer, W[l] row by row, then b[l], then gains and shifts of its normalization; gains
+        of the inputs come first.
     weights, biases : tuple of arrays
         Writable views on theta: W[l] is (n_in, n_out), b[l] is (n_out,).
+    gains, shifts : tuple of arrays
+        The same of normalizations, (n_out,) each.
+    input_scale : (n_in,) array or None
+        The same of the inputs' gains.
+    running_means, running_variances : tuple of arrays
+        Writable averages that batch_norm predicts with, (n_out,) each.
     feature_mean, feature_scale : (n_in,) float64 arrays or None
         Set by `standardize`.
     metadata : dict of str to str
@@ -106,7 +128,11 @@ class MLP:
         l1: float = 0.0,
         l2: float = 0.0,
         penalty_by_batch: bool = False,
-        normalization: None = None,
+        normalization: str | None | Sequence[str | None] = None,
+        residual: bool | Sequence[bool] = False,
+        scale_inputs: bool = False,
+        input_noise: float = 0.0,
+        max_norm: float | None = None,
         initializer: Any = None,
         bias: bool = True,
         dtype: Any = "float32",
@@ -120,22 +146,30 @@ class MLP:
         else:
             loss_row = validation.row("loss", loss, LOSSES)
             self._loss = LOSSES[loss_row.name]
+        if self._loss.pairs and sizes[-1] % 2:
+            raise ValueError(
+                f"loss {loss!r} needs two outputs for each target, mean and log variance, layer_sizes ends with "
+                f"{sizes[-1]}"
+            )
         if self._loss.softmax and sizes[-1] < 2:
             raise ValueError(
                 f"loss {loss!r} needs at least 2 outputs, layer_sizes ends with {sizes[-1]}; "
                 f"a single output takes 'binary_cross_entropy'"
             )
-        if normalization is not None:
-            raise ValueError(f"normalization must be None, it is {normalization!r}")
-        for name, flag in (("bias", bias), ("penalty_by_batch", penalty_by_batch)):
+        for name, flag in (("bias", bias), ("penalty_by_batch", penalty_by_batch), ("scale_inputs", scale_inputs)):
             if not isinstance(flag, bool):
                 raise TypeError(f"{name} must be True or False, it is {flag!r}")
         self._topology = Topology(
             layer_sizes=sizes,
             activations=activations,
             loss=loss_row,
+            normalizations=_normalizations(normalization, len(sizes) - 2),
+            residual=_residual(residual, sizes),
+            scale_inputs=scale_inputs,
             bias=bias,
             dropout=_dropout(dropout, len(sizes) - 2),
+            input_noise=validation.number_in("input_noise", input_noise, at_least=0),
+            max_norm=math.inf if max_norm is None else validation.number_in("max_norm", max_norm, above=0),
             l1=validation.number_in("l1", l1, at_least=0),
             l2=validation.number_in("l2", l2, at_least=0),
             penalty_by_batch=penalty_by_batch,
@@ -143,7 +177,9 @@ class MLP:
             seed=_seed(random_state),
         )
         self._theta = parameters.initialize(self._topology, initializer)
-        self.weights, self.biases = parameters.views(self._topology, self._theta)
+        self._moving = np.zeros((2, parameters.batch_units(self._topology)))
+        self._moving[1] = 1
+        self._take_views()
         self._optimizer = Adam()
         self.feature_mean: np.ndarray | None = None
         self.feature_scale: np.ndarray | None = None
@@ -156,6 +192,9 @@ class MLP:
     l1 = property(lambda self: self._topology.l1, doc="Factor of sum |W| in the training loss.")
     l2 = property(lambda self: self._topology.l2, doc="Factor of sum W^2 / 2 in the training loss.")
     penalty_by_batch = property(lambda self: self._topology.penalty_by_batch, doc="Divide them by a batch's weight.")
+    residual = property(lambda self: self._topology.residual, doc="Whether an input is added, by hidden layer.")
+    scale_inputs = property(lambda self: self._topology.scale_inputs, doc="Whether each input has a gain.")
+    input_noise = property(lambda self: self._topology.input_noise, doc="Standard deviation of noise on inputs.")
     bias = property(lambda self: self._topology.bias, doc="Whether layers have biases.")
     dtype = property(lambda self: self._topology.dtype, doc="numpy.dtype of parameters and arithmetic.")
     random_state = property(lambda self: self._topology.seed, doc="The seed.")
@@ -165,6 +204,16 @@ class MLP:
     def activations(self) -> tuple[str, ...]:
         """One per hidden layer, as they can be given."""
         return tuple(_spec(activation, ACTIVATIONS) for activation in self._topology.activations)
+
+    @property
+    def normalization(self) -> tuple[str | None, ...]:
+        """One per hidden layer, as they can be given."""
+        return tuple(row and validation.spec(row, NORMALIZATIONS) for row in self._topology.normalizations)
+
+    @property
+    def max_norm(self) -> float | None:
+        """Largest norm of the weights into a unit."""
+        return None if math.isinf(self._topology.max_norm) else self._topology.max_norm
 
     @property
     def theta(self) -> np.ndarray:
@@ -184,11 +233,14 @@ class MLP:
 
     def __getstate__(self) -> dict[str, Any]:
         """Copies and pickles would hold theta and its views as separate arrays: leave the views out."""
-        return {name: value for name, value in self.__dict__.items() if name not in ("weights", "biases")}
+        return {name: value for name, value in self.__dict__.items() if name not in Views._fields}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
-        self.weights, self.biases = parameters.views(self._topology, self._theta)
+        self._take_views()
+
+    def _take_views(self) -> None:
+        self.__dict__ |= parameters.views(self._topology, self._theta, self._moving)._asdict()
 
     def standardize(self, X: Any) -> MLP:
         """Measure mean and scale of the features; from now on every X is standardised before the first layer.
@@ -329,19 +381,26 @@ class MLP:
             callback.check(held_out is not None)
         batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
         rates = learning_rates(schedule, optimizer.learning_rate, epochs, -(-len(data.X) // update_rows))
-        with open_session(device, self._topology, self._theta, batch_rows, update_rows, threads) as session:
+        n_layers = len(self._topology.layers)
+        update = Update(
+            optimizer.rule,
+            optimizer.hyper[None],
+            np.ones(1),
+            np.zeros((n_layers, 2), np.int64),
+            norm,
+            value,
+        )
+        with open_session(device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads) as session:
             session.start(
                 data,
-                optimizer.rule,
-                optimizer.hyper,
+                update,
                 slots,
                 step,
                 learning_rate=rates,
                 shuffle=bool(shuffle),
                 first_epoch=self.epochs,
-                clip_norm=norm,
-                clip_value=value,
                 theta=self._theta,
+                moving=self._moving,
             )
             if isinstance(schedule, ReduceOnPlateau):
                 watchers.append(Reduction(schedule))
@@ -563,11 +622,14 @@ class MLP:
         result = {"loss": session.loss(data)}
         if chosen:
             z = session.forward(data.X)
+            predictions = self._loss.link(z)
             targets = data.labels if data.labels.size else data.targets
+            if self._loss.pairs:
+                z, predictions, targets = z[:, ::2], predictions[:, ::2], targets[:, ::2]
             if self._loss.targets == "labels" and targets.ndim == 2:
                 targets = targets.argmax(axis=1)
             weight = data.weight if data.weight.size else None
-            result |= scores(chosen, targets, z, self._loss.link(z), weight)
+            result |= scores(chosen, targets, z, predictions, weight)
         return result
 
     def save(self, path: str | os.PathLike) -> None:
@@ -592,6 +654,11 @@ class MLP:
             "activation": self.activations,
             "loss": self.loss,
             "dropout": self.dropout,
+            "normalization": self.normalization,
+            "residual": self.residual,
+            "scale_inputs": self.scale_inputs,
+            "input_noise": self.input_noise,
+            "max_norm": self.max_norm,
             "l1": self.l1,
             "l2": self.l2,
             "penalty_by_batch": self.penalty_by_batch,
@@ -608,19 +675,31 @@ class MLP:
 
     def _tensors(self) -> dict[str, np.ndarray]:
         """Views on the parameters by their names in a file."""
-        tensors = {f"layers.{k}.weight": W for k, W in enumerate(self.weights)}
-        return tensors | {f"layers.{k}.bias": b for k, b in enumerate(self.biases)}
+        names = {
+            "layers.{}.weight": self.weights,
+            "layers.{}.bias": self.biases,
+            "normalizations.{}.gain": self.gains,
+            "normalizations.{}.shift": self.shifts,
+            "normalizations.{}.running_mean": self.running_means,
+            "normalizations.{}.running_variance": self.running_variances,
+            "input_scale": [] if self.input_scale is None else [self.input_scale],
+        }
+        return {name.format(k): tensor for name, tensors in names.items() for k, tensor in enumerate(tensors)}
 
     def _session(self, batch_rows: int) -> Session:
-        return open_session("cpu", self._topology, self._theta, batch_rows)
+        return open_session("cpu", self._topology, self._theta, self._moving, batch_rows)
 
     def _samples(self, X: Any, name: str = "X") -> np.ndarray:
         return validation.samples(name, X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)
 
     def _data(self, X: Any, y: Any, sample_weight: Any = None, *, prefix: str = "") -> Data:
         X = self._samples(X, f"{prefix}X")
-        kind = self._loss.targets
-        targets, labels = validation.targets(f"{prefix}y", y, kind, len(X), self.layer_sizes[-1], self.dtype)
+        n_outputs = 2 if self._loss.pairs else 1
+        targets, labels = validation.targets(
+            f"{prefix}y", y, self._loss.targets, len(X), self.layer_sizes[-1] // n_outputs, self.dtype
+        )
+        if self._loss.pairs:
+            targets = validation.canonical(np.repeat(targets, 2, axis=1), self.dtype)
         weight = validation.weights(f"{prefix}sample_weight", sample_weight, len(X), self.dtype)
         return Data(X, targets, labels, weight, np.zeros(0, np.int64))
 
@@ -701,6 +780,38 @@ def _activation(given: Any) -> Choice | Custom:
 
 def _spec(row: Choice | Custom, table: Mapping[str, Any]) -> str:
     return "custom" if isinstance(row, Custom) else validation.spec(row, table)
+
+
+def _normalizations(normalization: Any, n_hidden: int) -> tuple[Choice | None, ...]:
+    if normalization is None or isinstance(normalization, str):
+        normalization = (normalization,) * n_hidden
+    if not isinstance(normalization, Sequence):
+        raise TypeError(f"normalization must be None, a name or a sequence of them, it is {normalization!r}")
+    if len(normalization) != n_hidden:
+        raise ValueError(
+            f"normalization must be one name or one per hidden layer ({n_hidden}), it has {len(normalization)}"
+        )
+    return tuple(
+        None if given is None else validation.row("normalization", given, NORMALIZATIONS) for given in normalization
+    )
+
+
+def _residual(residual: Any, sizes: tuple[int, ...]) -> tuple[bool, ...]:
+    fitting = tuple(n_in == n_out for n_in, n_out in pairwise(sizes[:-1]))
+    if isinstance(residual, bool):
+        if residual and not any(fitting):
+            raise ValueError(
+                f"residual is True, but no hidden layer is as wide as its input: layer_sizes is {list(sizes)}"
+            )
+        return tuple(residual and fits for fits in fitting)
+    if not isinstance(residual, Sequence) or not all(isinstance(flag, bool) for flag in residual):
+        raise TypeError(f"residual must be True, False or a sequence of them, it is {residual!r}")
+    if len(residual) != len(fitting):
+        raise ValueError(f"residual must be one flag or one per hidden layer ({len(fitting)}), it has {len(residual)}")
+    for k, (flag, fits) in enumerate(zip(residual, fitting, strict=True)):
+        if flag and not fits:
+            raise ValueError(f"residual is True for hidden layer {k}, whose widths are {sizes[k]} and {sizes[k + 1]}")
+    return tuple(residual)
 
 
 def _dropout(dropout: float | Sequence[float], n_hidden: int) -> tuple[float, ...]:

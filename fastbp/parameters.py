@@ -3,25 +3,66 @@
 from __future__ import annotations
 
 import math
+from collections import defaultdict
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
 from . import validation
-from .kernels.problem import Choice, Topology
+from .kernels.problem import BATCH_NORM, DENSE, SCALE, SUM, Choice, Topology
 
 
-def views(topology: Topology, theta: np.ndarray) -> tuple[tuple[np.ndarray, ...], tuple[np.ndarray, ...]]:
-    """Writable views on theta: weights (n_in, n_out) and biases (n_out,) by layer; no biases without bias."""
-    weights, biases, start = [], [], 0
-    for n_in, n_out in topology.layers():
-        weights.append(theta[start : start + n_in * n_out].reshape(n_in, n_out))
-        start += n_in * n_out
-        if topology.bias:
-            biases.append(theta[start : start + n_out])
-            start += n_out
-    return tuple(weights), tuple(biases)
+class Views(NamedTuple):
+    """Writable views on theta, and on the moving averages of batch normalizations, all in the order of the layers.
+
+    Attributes
+    ----------
+    weights, biases : tuple of arrays
+        (n_in, n_out) and (n_out,) by dense layer; no biases without bias.
+    gains, shifts : tuple of arrays
+        (n_out,) by normalization; shifts only where there are any.
+    input_scale : (n_in,) array or None
+    running_means, running_variances : tuple of arrays
+        (n_out,) by batch normalization.
+    """
+
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    gains: tuple[np.ndarray, ...]
+    shifts: tuple[np.ndarray, ...]
+    input_scale: np.ndarray | None
+    running_means: tuple[np.ndarray, ...]
+    running_variances: tuple[np.ndarray, ...]
+
+
+def batch_units(topology: Topology) -> int:
+    """Units of all batch normalizations."""
+    return sum(layer.n_out for layer in topology.layers if layer.kind == BATCH_NORM)
+
+
+def views(topology: Topology, theta: np.ndarray, moving: np.ndarray) -> Views:
+    """What theta (n_parameters,) and moving (2, n_units) are made of."""
+    found = defaultdict(list)
+    input_scale, start, unit = None, 0, 0
+    for layer in topology.layers:
+        size = layer.n_in * layer.n_out
+        matrix, bias = theta[start : start + size], theta[start + size : start + size + layer.bias * layer.n_out]
+        start += size + bias.size
+        if layer.kind == SUM:
+            continue
+        if layer.kind == SCALE:
+            input_scale = matrix
+            continue
+        is_dense = layer.kind == DENSE
+        found["weights" if is_dense else "gains"].append(matrix.reshape(-1, layer.n_out) if is_dense else matrix)
+        if layer.bias:
+            found["biases" if is_dense else "shifts"].append(bias)
+        if layer.kind == BATCH_NORM:
+            found["running_means"].append(moving[0, unit : unit + layer.n_out])
+            found["running_variances"].append(moving[1, unit : unit + layer.n_out])
+            unit += layer.n_out
+    return Views(input_scale=input_scale, **{name: tuple(found[name]) for name in Views._fields if name != "input_scale"})
 
 
 def uniform(variance: Callable[[int, int], float]) -> Callable:
@@ -90,7 +131,7 @@ FITTING = {
 
 
 def initialize(topology: Topology, initializer: Any) -> np.ndarray:
-    """First parameters, drawn from the topology's seed: weights by layer, biases zero.
+    """First parameters, drawn from the topology's seed: weights by layer, biases and shifts 0, gains 1.
 
     ``initializer`` is a name, a number for all weights, an array for theta, or None for what fits the activation.
     Weights in front of a sine are what "siren" says divided by omega, in the first layer uniform up to 1/n_in: its z
@@ -101,6 +142,7 @@ def initialize(topology: Topology, initializer: Any) -> np.ndarray:
     TypeError, ValueError
     """
     theta = np.zeros(topology.n_parameters, topology.dtype)
+    parts = views(topology, theta, np.zeros((2, batch_units(topology))))
     if isinstance(initializer, (np.ndarray, list, tuple)):
         values = validation.finite("initializer", validation.numeric("initializer", initializer))
         if values.shape != theta.shape:
@@ -111,9 +153,11 @@ def initialize(topology: Topology, initializer: Any) -> np.ndarray:
         validation.choice("initializer", initializer, INITIALIZERS)
     elif initializer is not None:
         initializer = validation.number_in("initializer", initializer)
+    for gain in (*parts.gains, *([] if parts.input_scale is None else [parts.input_scale])):
+        gain[:] = 1
     rng = np.random.default_rng(topology.seed)
     following = (*topology.activations, Choice("identity", 0.0))
-    for depth, (W, activation) in enumerate(zip(views(topology, theta)[0], following, strict=True)):
+    for depth, (W, activation) in enumerate(zip(parts.weights, following, strict=True)):
         if isinstance(initializer, float):
             W[:] = initializer
             continue

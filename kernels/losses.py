@@ -14,7 +14,7 @@ import numpy as np
 from numba.extending import register_jitable
 
 from . import elementary
-from .elementary import exp, expm1, log1p
+from .elementary import exp, expm1, log, log1p
 from .problem import Setting
 
 
@@ -30,6 +30,8 @@ class Loss(NamedTuple):
         sample) or "binary" (from 0 to 1).
     softmax : bool
         The outputs of a row are coupled by a softmax: ``lse`` is computed.
+    pairs : bool
+        Each target has two outputs, side by side: ``value(z0, z1, t, p)``, and ``delta`` gives both derivatives.
     """
 
     code: int
@@ -39,6 +41,7 @@ class Loss(NamedTuple):
     targets: str = "real"
     softmax: bool = False
     setting: Setting | None = None
+    pairs: bool = False
 
 
 def squared_error(z, t, lse, p):
@@ -166,6 +169,18 @@ def focal_delta(z, t, lse, p):
     return t * hit + (one - t) * miss
 
 
+def gaussian_nll(mean, log_variance, t, p):
+    """1/2 (log(v) + (mean - t)**2 / v), v = exp(log_variance) + p: Nix & Weigend (1994). p keeps v above 0."""
+    variance = exp(log_variance) + p
+    return type(t)(0.5) * (log(variance) + (mean - t) * (mean - t) / variance)
+
+
+def gaussian_nll_delta(mean, log_variance, t, p):
+    variance = exp(log_variance) + p
+    slope = (mean - t) / variance
+    return slope, type(t)(0.5) * (variance - p) * (type(t)(1) / variance - slope * slope)
+
+
 def identity_link(z):
     return z
 
@@ -181,6 +196,12 @@ def logistic_link(z):
 def softmax_link(z):
     exponentials = np.exp(z - z.max(axis=1, keepdims=True))
     return exponentials / exponentials.sum(axis=1, keepdims=True)
+
+
+def gaussian_link(z):
+    predictions = z.copy()
+    predictions[:, 1::2] = np.exp(z[:, 1::2])
+    return predictions
 
 
 #: Targets become (1 - label_smoothing) t + label_smoothing / number of classes: Szegedy et al. (2016), section 7.
@@ -201,4 +222,7 @@ LOSSES = {
     "hinge": Loss(9, hinge, hinge_delta, identity_link, "binary"),
     "squared_hinge": Loss(10, squared_hinge, squared_hinge_delta, identity_link, "binary"),
     "focal": Loss(11, focal, focal_delta, logistic_link, "binary", setting=Setting("gamma", 2.0, at_least=0)),
+    "gaussian_nll": Loss(
+        12, gaussian_nll, gaussian_nll_delta, gaussian_link, setting=Setting("epsilon", 1e-6, at_least=0), pairs=True
+    ),
 }

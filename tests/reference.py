@@ -1,6 +1,6 @@
 """The oracle: backpropagation in plain NumPy float64, written from the equations.
 
-    forward:  z[l] = a[l-1] @ W[l] + b[l];   a[l] = f(z[l])
+    forward:  z[l] = a[l-1] @ W[l] + b[l];   a[l] = f(z[l]), or f(gain x(z[l]) + shift), and a[l-1] on top
     loss:     delta[L] = dLoss/dz[L]
     backward: grad_W[l] = a[l-1].T @ delta[l];   grad_b[l] = sum over the batch of delta[l]
               delta[l-1] = (delta[l] @ W[l].T) * f'(z[l-1])
@@ -28,6 +28,9 @@ class Network(NamedTuple):
     l1: float = 0.0
     l2: float = 0.0
     penalty_by_batch: bool = False
+    normalizations: tuple[str | None, ...] = ()  # one per hidden layer, none where it is empty
+    residual: tuple[bool, ...] = ()
+    scale_inputs: bool = False
 
 
 # ---- activations: f(z) and f'(z, a), elementwise -----------------------------------------------
@@ -152,6 +155,28 @@ def smooth(t, p, n_classes):
     return (1 - p) * t + p / n_classes
 
 
+# Means and log variances stand side by side, and so does each target with itself; the loss counts at the mean.
+
+
+def means_and_variances(z):
+    return np.where(np.arange(z.shape[1]) % 2, np.exp(z), z)
+
+
+def gaussian_nll(z, t, p):
+    mean, v = z[:, ::2], np.exp(z[:, 1::2]) + p
+    value = np.zeros_like(z)
+    value[:, ::2] = 0.5 * np.log(v) + (mean - t[:, ::2]) ** 2 / (2 * v)
+    return value
+
+
+def gaussian_nll_delta(z, t, p):
+    error, v = z[:, ::2] - t[:, ::2], np.exp(z[:, 1::2]) + p
+    delta = np.empty_like(z)
+    delta[:, ::2] = error / v
+    delta[:, 1::2] = (0.5 / v - error**2 / (2 * v**2)) * np.exp(z[:, 1::2])
+    return delta
+
+
 LOSSES = {
     "squared_error": Loss(identity, lambda z, t, p: 0.5 * (z - t) ** 2, lambda z, t, p: z - t),
     "absolute_error": Loss(identity, lambda z, t, p: np.abs(z - t), lambda z, t, p: np.sign(z - t)),
@@ -195,43 +220,111 @@ LOSSES = {
         lambda z, t, p: 2 * (1 - 2 * t) * margin(z, t),
     ),
     "focal": Loss(logistic, focal, focal_delta, 2.0),
+    "gaussian_nll": Loss(means_and_variances, gaussian_nll, gaussian_nll_delta, 1e-6),
 }
 
 
 def targets(network, y):
-    """Targets as (n_samples, n_out): labels become one-hot rows, a vector becomes one column."""
+    """Targets as (n_samples, n_out): labels become one-hot rows, a vector becomes one column, and pairs of outputs have
+    the same target.
+    """
+    if network.loss.startswith("gaussian_nll"):
+        y = np.repeat(y if y.ndim == 2 else y[:, None], 2, axis=1)
     if y.ndim == 2:
         return y
     return np.eye(network.sizes[-1])[y] if y.dtype.kind == "i" else y[:, None]
 
 
+# ---- normalizations: x(z) and what delta[x] becomes at z, both (n_samples, n_out) ---------------
+
+# name: (axis of the statistics, whether the mean goes, whether there are shifts, default epsilon)
+NORMALIZATIONS = {
+    "layer_norm": (1, True, True, 1e-5),
+    "rms_norm": (1, False, False, 1e-6),
+    "batch_norm": (0, True, True, 1e-5),
+}
+
+
+def standardize(z, axis, centered, epsilon):
+    """x, and by what it was divided."""
+    centre = z - centered * z.mean(axis=axis, keepdims=True)
+    deviation = np.sqrt((centre**2).mean(axis=axis, keepdims=True) + epsilon)
+    return centre / deviation, deviation
+
+
+def standardize_back(delta, x, deviation, axis, centered):
+    mean = centered * delta.mean(axis=axis, keepdims=True)
+    return (delta - mean - x * (delta * x).mean(axis=axis, keepdims=True)) / deviation
+
+
 # ---- forward and backward ----------------------------------------------------------------------
 
 
+class Parts(NamedTuple):
+    """Views on theta: gains of the inputs, then for each layer W row by row, b, and gain and shift of its norm."""
+
+    input_scale: np.ndarray  # (n_features,)
+    W: list[np.ndarray]  # (n_in, n_out)
+    b: list[np.ndarray]  # (n_out,)
+    gain: list[np.ndarray]  # (n_out,) of hidden layers; ones and zeros where there is none
+    shift: list[np.ndarray]
+
+
 def layers(network, theta):
-    """Views on theta, for each layer W (n_in, n_out) and b (n_out,): W[0] row-major, b[0], W[1], ..."""
-    W, b, start = [], [], 0
-    for n_in, n_out in zip(network.sizes[:-1], network.sizes[1:], strict=True):
-        W.append(theta[start : start + n_in * n_out].reshape(n_in, n_out))
-        start += n_in * n_out
-        if network.bias:
-            b.append(theta[start : start + n_out])
-            start += n_out
-        else:
-            b.append(np.zeros(n_out))
-    return W, b
+    start = 0
+
+    def take(n, default):
+        nonlocal start
+        if default is not None:
+            return np.full(n, default)
+        start += n
+        return theta[start - n : start]
+
+    parts = Parts(take(network.sizes[0], None if network.scale_inputs else 1.0), [], [], [], [])
+    n_layers = len(network.sizes) - 1
+    norms = (network.normalizations or (None,) * (n_layers - 1)) + (None,)
+    for n_in, n_out, norm in zip(network.sizes[:-1], network.sizes[1:], norms, strict=True):
+        parts.W.append(take(n_in * n_out, None).reshape(n_in, n_out))
+        parts.b.append(take(n_out, None if network.bias else 0.0))
+        shifts = norm is not None and read(norm, NORMALIZATIONS)[0][2] and network.bias
+        parts.gain.append(take(n_out, None if norm else 1.0))
+        parts.shift.append(take(n_out, None if shifts else 0.0))
+    return parts
+
+
+class Trace(NamedTuple):
+    """What each layer made of a batch, (n_samples, n_in) and (n_samples, n_out)."""
+
+    a: list[np.ndarray]  # its inputs
+    x: list[np.ndarray]  # z, standardised where there is a normalization
+    deviation: list
+    y: list[np.ndarray]  # what its activation saw; y[-1] are the logits
+    f: list[np.ndarray]  # its activations, before a residual connection
+
+
+def trace(network, theta, X):
+    parts = layers(network, theta)
+    result = Trace([X * parts.input_scale], [], [], [], [])
+    for layer, (W, b, gain, shift) in enumerate(zip(*parts[1:], strict=True)):
+        x, deviation = result.a[layer] @ W + b, None
+        if network.normalizations and layer < len(network.normalizations) and network.normalizations[layer]:
+            (axis, centered, *_), epsilon = read(network.normalizations[layer], NORMALIZATIONS)
+            x, deviation = standardize(x, axis, centered, epsilon)
+        result.x.append(x)
+        result.deviation.append(deviation)
+        result.y.append(x * gain + shift)
+        if layer < len(network.activations):
+            (f, *_), p = read(network.activations[layer], ACTIVATIONS)
+            result.f.append(f(result.y[layer], p))
+            skip = result.a[layer] if network.residual and network.residual[layer] else 0
+            result.a.append(result.f[layer] + skip)
+    return result
 
 
 def forward(network, theta, X):
-    """The lists of every layer's z (n_samples, n_out) and input a (n_samples, n_in); z[-1] are the logits."""
-    W, b = layers(network, theta)
-    z, a = [], [X]
-    for layer in range(len(W)):
-        z.append(a[layer] @ W[layer] + b[layer])
-        if layer < len(network.activations):
-            (f, *_), p = read(network.activations[layer], ACTIVATIONS)
-            a.append(f(z[layer], p))
-    return z, a
+    """The lists of every layer's y (n_samples, n_out) and input a (n_samples, n_in); y[-1] are the logits."""
+    result = trace(network, theta, X)
+    return result.y, result.a
 
 
 def predict(network, theta, X):
@@ -255,22 +348,32 @@ def loss_and_gradients(network, theta, X, y, weight=None):
     share = 1 / w.sum() if network.penalty_by_batch else 1.0
     w = w / w.sum()
     t = targets(network, y)  # (n_samples, n_out)
-    W, _ = layers(network, theta)
-    z, a = forward(network, theta, X)
+    W, gain = layers(network, theta).W, layers(network, theta).gain
+    a, x, deviation, z, f = trace(network, theta, X)
     loss, p = read(network.loss, LOSSES)
 
     value = w @ loss.value(z[-1], t, p).sum(axis=1)
     grad = np.empty_like(theta)
-    grad_W, grad_b = layers(network, grad)
+    of = layers(network, grad)
     delta = w[:, None] * loss.delta(z[-1], t, p)  # (n_samples, n_out)
     for layer in reversed(range(len(W))):
-        grad_W[layer][:] = a[layer].T @ delta  # (n_in, n_out)
-        grad_W[layer] += share * (network.l1 * np.sign(W[layer]) + network.l2 * W[layer])
+        of.gain[layer][:] = (delta * x[layer]).sum(axis=0)  # (n_out,)
+        of.shift[layer][:] = delta.sum(axis=0)
+        if deviation[layer] is not None:
+            (axis, centered, *_), _ = read(network.normalizations[layer], NORMALIZATIONS)
+            delta = standardize_back(delta * gain[layer], x[layer], deviation[layer], axis, centered)
+        of.W[layer][:] = a[layer].T @ delta  # (n_in, n_out)
+        of.W[layer][:] += share * (network.l1 * np.sign(W[layer]) + network.l2 * W[layer])
         value += share * (network.l1 * np.abs(W[layer]).sum() + network.l2 / 2 * (W[layer] ** 2).sum())
-        grad_b[layer][:] = delta.sum(axis=0)  # (n_out,)
+        of.b[layer][:] = delta.sum(axis=0)  # (n_out,)
+        back = delta @ W[layer].T  # (n_samples, n_in): dLoss/da[layer]
+        if layer < len(network.activations) and network.residual and network.residual[layer]:
+            back += of_sum
+        of_sum = back
         if layer > 0:
             (_, df, _), p = read(network.activations[layer - 1], ACTIVATIONS)
-            delta = (delta @ W[layer].T) * df(z[layer - 1], a[layer], p)  # (n_samples, n_in)
+            delta = back * df(z[layer - 1], f[layer - 1], p)
+    of.input_scale[:] = (back * X).sum(axis=0)
     return value, grad
 
 
@@ -382,6 +485,7 @@ def train(
     clip_norm=None,
     clip_value=None,
     learning_rates=None,
+    max_norm=None,
     **settings,
 ):
     """One update per list of row numbers in `batches`: the losses before each update, and the last theta.
@@ -400,5 +504,7 @@ def train(
         if learning_rates is not None:
             settings["learning_rate"] = learning_rates[step - 1]
         theta = OPTIMIZERS[optimizer](theta, grad, state, step, **settings)
+        for W in layers(network, theta).W if max_norm else ():
+            W *= np.minimum(1, max_norm / np.linalg.norm(W, axis=0))
         losses.append(loss)
     return np.array(losses), theta

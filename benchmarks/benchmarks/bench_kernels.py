@@ -8,12 +8,12 @@ from __future__ import annotations
 import numpy as np
 
 import fastbp
-from fastbp.backend import Data, open_session
+from fastbp.backend import Data, Update, open_session
 from fastbp.kernels.cpu.delta import delta
 from fastbp.kernels.cpu.forward import forward
 from fastbp.kernels.cpu.gradient import UPDATE, gradient
 from fastbp.kernels.cpu.jit import entry
-from fastbp.kernels.optimizers import N_SCALARS
+
 
 from .timing import seconds_each
 
@@ -22,27 +22,28 @@ ROWS = 128
 
 @entry
 def run_forward(network, parameters, data, work, times):
-    n_rows = len(data.X)
+    n_rows, span = len(data.X), (0, len(network.layers))
     for _ in range(times):
         for block in range((n_rows + work.block_rows - 1) // work.block_rows):
             first = block * work.block_rows
             rows = min(work.block_rows, n_rows - first)
-            forward(network, parameters, data, work, block, first, 0, rows, np.uint64(0), True)
+            forward(network, parameters, data, work, block, first, 0, rows, np.uint64(0), True, span, 0)
 
 
 @entry
 def run_delta(network, parameters, data, work, times):
-    n_rows = len(data.X)
+    n_rows, span = len(data.X), (0, len(network.layers))
     for _ in range(times):
         for block in range((n_rows + work.block_rows - 1) // work.block_rows):
-            delta(network, parameters, work, block, min(work.block_rows, n_rows - block * work.block_rows))
+            rows = min(work.block_rows, n_rows - block * work.block_rows)
+            delta(network, parameters, work, block, rows, span, 0)
 
 
 @entry
-def run_gradient(network, parameters, data, work, optimizer, h, times):
+def run_gradient(network, parameters, data, work, optimizer, times):
     no_penalty = work.a.dtype.type(0)
     for _ in range(times):
-        gradient(network, parameters, work, optimizer, h, no_penalty, no_penalty, 0, len(data.X), UPDATE, 0, 0, 1)
+        gradient(network, parameters, work, optimizer, no_penalty, no_penalty, 0, len(data.X), UPDATE, 0, 0, 1)
 
 
 class Kernels:
@@ -61,22 +62,21 @@ class Kernels:
         empty = np.zeros(0, np.float32)
         data = Data(X, np.zeros_like(X), np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
         slots = np.zeros((2, net.n_parameters), np.float32)
-        with open_session("cpu", net._topology, net.theta, ROWS, threads=1) as session:
+        with open_session("cpu", net._topology, net.theta, np.zeros((2, 0)), ROWS, threads=1) as session:
             session.start(
                 data,
-                "adam",
-                np.zeros(4),
+                Update("adam", np.zeros((1, 4)), np.ones(1), np.zeros((2, 2), np.int64)),
                 slots,
                 0,
                 learning_rate=np.zeros((1, 1)),
                 shuffle=False,
                 first_epoch=0,
-                clip_norm=np.inf,
-                clip_value=np.inf,
                 theta=net.theta,
+                moving=np.zeros((2, 0)),
             )
+            session.work.scalars[:] = 1e-3
             self.args = session.network, session.parameters, data, session.work
-            self.update = session._optimizer, (np.float32(1e-3),) * N_SCALARS
+            self.optimizer = session._optimizer
 
     def track_forward(self, width):
         return seconds_each(lambda times: run_forward(*self.args, times))
@@ -85,4 +85,4 @@ class Kernels:
         return seconds_each(lambda times: run_delta(*self.args, times))
 
     def track_gradient_and_update(self, width):
-        return seconds_each(lambda times: run_gradient(*self.args, *self.update, times))
+        return seconds_each(lambda times: run_gradient(*self.args, self.optimizer, times))

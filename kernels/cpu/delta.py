@@ -7,26 +7,20 @@ from numba import int64
 
 from ..elementary import exp, log
 from ..losses import LOSSES
+from ..problem import DENSE, SUM
 from .forward import block_start, sample
 from .gemm import make_product
 from .jit import Hook, inlined, routine, row_of, select
-from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, WT, n_panels
-from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line
+from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
+from .normalization import fill_line, normalize_back
+from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
 
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
-@inlined
-def fill_line(array, start, value):
-    """Set one whole line of a panel."""
-    line = array[start : start + LINE_BYTES // array.itemsize]
-    for lane in range(line.size):
-        line[lane] = value
-
-
 @routine
-def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
-    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line; z starts at the first panel.
+def log_sum_exp(z, start, panel_size, n_rows, n_out, lse, scratch, rows):
+    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line; z starts at ``start``.
 
     The lines of ``scratch`` and ``rows`` are overwritten.
     """
@@ -37,7 +31,7 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
         highest[r], total[r] = -np.inf, 0
     for panel in range(n_panels(n_out, width)):
         lanes = n_out - panel * width
-        z_panel = z[panel * panel_size : panel * panel_size + n_rows * width]
+        z_panel = view(z, start + panel * panel_size, n_rows * width)
         for i in range(z_panel.size):
             scratch[i] = z_panel[i] if (i & (width - 1)) < lanes else number(-np.inf)
         for r in range(n_rows):
@@ -46,7 +40,7 @@ def log_sum_exp(z, panel_size, n_rows, n_out, lse, scratch, rows):
         fill_line(lse, r * width, highest[r])
     for panel in range(n_panels(n_out, width)):
         lanes = n_out - panel * width
-        z_panel = z[panel * panel_size : panel * panel_size + n_rows * width]
+        z_panel = view(z, start + panel * panel_size, n_rows * width)
         for i in range(z_panel.size):
             scratch[i] = exp(z_panel[i] - lse[i]) if (i & (width - 1)) < lanes else number(0)
         for r in range(n_rows):
@@ -68,7 +62,18 @@ def _compile_loss(row):
             loss[i] = weight[i] * value(z[i], target[i], lse[i], p) if inside else number(0)
             delta[i] = weight[i] * derivative(z[i], target[i], lse[i], p) if inside else number(0)
 
-    return row_of(panel_loss, row.value.__name__)
+    def panel_loss_of_pairs(z, target, lse, weight, loss, delta, p, lanes):
+        width = LINE_BYTES // z.itemsize
+        number = z.dtype.type
+        for i in range(0, z.size, 2):
+            inside = (i & (width - 1)) < lanes
+            slope, other_slope = derivative(z[i], z[i + 1], target[i], p)
+            loss[i] = weight[i] * value(z[i], z[i + 1], target[i], p) if inside else number(0)
+            loss[i + 1] = 0
+            delta[i] = weight[i] * slope if inside else number(0)
+            delta[i + 1] = weight[i] * other_slope if inside else number(0)
+
+    return row_of(panel_loss_of_pairs if row.pairs else panel_loss, row.value.__name__)
 
 
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
@@ -128,8 +133,8 @@ def fill_targets(data, first, n_rows, column, lanes, width, n_classes, smoothing
             if 0 <= label < width:
                 target[r * width + label] = keep + give
         else:
-            line, row = target[r * width : (r + 1) * width], data.targets[n][column:]
-            for lane in range(min(lanes, width)):
+            line, row = view(target, r * width, width), view(data.targets[n], column, min(lanes, width))
+            for lane in range(row.size):
                 line[lane] = keep * row[lane] + give
 
 
@@ -149,11 +154,12 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     n_classes = n_out if network.softmax else 2
     size = n_rows * width
     lines, rows = work.lines[thread], work.rows[thread]
-    target, lse, weight, loss = lines[0][:size], lines[1][:size], lines[2][:size], lines[3][:size]
+    target, lse = view(lines[0], 0, size), view(lines[1], 0, size)
+    weight, loss = view(lines[2], 0, size), view(lines[3], 0, size)
     lines_at = address_of(target, 0), address_of(lse, 0), address_of(weight, 0), address_of(loss, 0)
     if network.softmax:
-        log_sum_exp(work.a[start:], panel_size, n_rows, n_out, lse, loss, rows)
-    sums = work.loss[block * work.block_rows : block * work.block_rows + n_rows]
+        log_sum_exp(work.a, start, panel_size, n_rows, n_out, lse, loss, rows)
+    sums = view(work.loss, block * work.block_rows, n_rows)
     for r in range(n_rows):
         share = number(scale)
         if data.weight.size:
@@ -170,19 +176,58 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
 
 
 @routine
-def delta(network, parameters, work, block, n_rows):
-    """Take the output delta back through the layers. Precondition: ``work.delta`` holds f'(z) of hidden layers."""
-    layers = network.layers
+def split(layer, work, start, n_rows):
+    """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
     width = LINE_BYTES // work.a.itemsize
-    start = block_start(layers, work, block)
     panel_size = work.block_rows * width
-    for depth in range(len(layers) - 1, 0, -1):
-        layer = layers[depth]
-        product_times_derivative(
-            (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
-            (parameters.WT, layer[WT], layer[N_OUT] * width),
-            (work.delta, start + layer[NODE_IN] * work.block_rows, panel_size),
-            layer[N_OUT],
-            n_rows,
-            n_panels(layer[N_IN], width),
-        )
+    for panel in range(n_panels(layer[N_OUT], width)):
+        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        right = start + layer[SKIP] * work.block_rows + panel * panel_size
+        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        left, right, out = view(work.delta, left, size), view(work.delta, right, size), view(work.delta, out, size)
+        for i in range(size):
+            left[i] *= out[i]
+            out[i] *= right[i]
+
+
+@routine
+def join(layer, work, start, n_rows):
+    """Add what `split` kept for a dense layer's input."""
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    for panel in range(n_panels(layer[N_IN], width)):
+        delta = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        kept = start + layer[SKIP] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        delta, kept = view(work.delta, delta, size), view(work.delta, kept, size)
+        for i in range(size):
+            delta[i] += kept[i]
+
+
+@routine
+def delta(network, parameters, work, block, n_rows, span, thread):
+    """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
+
+    Precondition: ``work.delta`` holds f'(z) of the layers before.
+    """
+    width = LINE_BYTES // work.a.itemsize
+    start = block_start(network.layers, work, block)
+    panel_size = work.block_rows * width
+    for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
+        layer = network.layers[depth]
+        if layer[KIND] == DENSE:
+            product_times_derivative(
+                (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
+                (parameters.WT, layer[WT], layer[N_OUT] * width),
+                (work.delta, start + layer[NODE_IN] * work.block_rows, panel_size),
+                layer[N_OUT],
+                n_rows,
+                n_panels(layer[N_IN], width),
+            )
+            if layer[SKIP] >= 0:
+                join(layer, work, start, n_rows)
+        elif layer[KIND] == SUM:
+            split(layer, work, start, n_rows)
+        else:
+            normalize_back(layer, parameters, work, start, block * work.block_rows, n_rows, thread)

@@ -12,10 +12,11 @@ import numpy as np
 from ..random import below, fold, mix
 from .delta import delta, output_delta
 from .forward import block_start, forward, sample
-from .gradient import UPDATE, apply, clipping_scale, gradient, reduce, square_norms, step_scalars
+from .gradient import UPDATE, apply, clipping_scale, gradient, reduce, settle, square_norms, step_scalars
 from .jit import entry, inlined, routine
 from .layout import N_OUT, NODE_OUT, convert, n_panels
-from .simd import LINE_BYTES, flush_subnormals, restore_subnormals
+from .normalization import batch_deltas, batch_moments, moving_moments
+from .simd import LINE_BYTES, flush_subnormals, restore_subnormals, view
 from .team import barrier
 
 # Constants below are np.int64(...) where a callee is called elsewhere with a variable: for a literal, Numba would
@@ -34,7 +35,10 @@ class Optimizer(NamedTuple):
     ----------
     code, prepare_at, update_at : int
         Code of the rule, and addresses of its two functions.
-    hyper : float64 (n,)
+    hyper : float64 (n_groups, n)
+        Settings of each group of parameters.
+    rates : float64 (n_groups,)
+        What multiplies the learning rate of each.
     clip_norm, clip_value : float
         Largest global norm of a gradient, and largest size of a number in it; infinite for none.
     mode : int
@@ -46,6 +50,7 @@ class Optimizer(NamedTuple):
     prepare_at: int
     update_at: int
     hyper: np.ndarray
+    rates: np.ndarray
     clip_norm: float
     clip_value: float
     mode: int
@@ -64,6 +69,10 @@ class Run(NamedTuple):
         Epochs that the network had seen before: they key the generator.
     learning_rate : float64 (n_epochs, 1) or (n_epochs, n_updates)
         One of each epoch, or of each update.
+    average_from : int
+        Updates before the first after which ``Parameters.average`` takes the parameters in.
+    average_decay : float
+        What it keeps of itself from then on; infinite to weigh all updates alike.
     loss : float64 (n_epochs,)
         Mean loss of each epoch.
     sums : float64 (2,)
@@ -71,19 +80,22 @@ class Run(NamedTuple):
     cursor : int64 (5,)
         Epochs done, position in the epoch, updates that the optimizer has made, 1 once diverged, and updates made when
         ``theta`` and ``slots`` were written.
-    theta, slots : 1-D, 2-D
-        Flat parameters and optimizer state at the end of the last finite epoch.
+    theta, slots, moving : 1-D, 2-D, 2-D
+        Flat parameters, optimizer state and ``Parameters.moving`` at the end of the last finite epoch.
     """
 
     update_rows: int
     shuffle: int
     first_epoch: int
     learning_rate: np.ndarray
+    average_from: int
+    average_decay: float
     loss: np.ndarray
     sums: np.ndarray
     cursor: np.ndarray
     theta: np.ndarray
     slots: np.ndarray
+    moving: np.ndarray
 
 
 @routine
@@ -111,19 +123,39 @@ def total_weight(data, first, n_rows):
 def take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, start, step, thread):
     """Take rows ``begin`` to ``end`` of an update forward, to their loss, and back: every ``step``-th block.
 
-    The blocks' memory begins with number ``base``, their samples at position ``first`` of the epoch.
+    The blocks' memory begins with number ``base``, their samples at position ``first`` of the epoch. All blocks wait
+    for each other where a normalization looks at the whole batch.
     """
-    block_rows = work.block_rows
-    for block in range(start, (end - begin + block_rows - 1) // block_rows, step):
-        position = begin + block * block_rows
-        rows = min(block_rows, end - position)
-        forward(network, parameters, data, work, base + block, first, position, rows, key, np.int64(1))
-        output_delta(network, data, work, base + block, first, position, rows, scale, thread)
-        delta(network, parameters, work, base + block, rows)
+    layers, stops = network.layers, network.batch_norms
+    block_rows, n_rows, n_stops = work.block_rows, end - begin, len(stops)
+    block_size = block_start(layers, work, 1)
+    for turn in range(2 * n_stops + 1):  # forward from stop to stop, in the last stretch back as well, then back
+        k = min(turn, 2 * n_stops - turn)
+        since = stops[k - 1] if k else 0
+        until = stops[k] if k < n_stops else len(layers)
+        for block in range(start, (n_rows + block_rows - 1) // block_rows, step):
+            number, position = base + block, begin + block * block_rows
+            rows = min(block_rows, end - position)
+            if turn <= n_stops:
+                span = since, until
+                forward(network, parameters, data, work, number, first, position, rows, key, np.int64(1), span, thread)
+            if turn == n_stops:
+                output_delta(network, data, work, number, first, position, rows, scale, thread)
+            if turn >= n_stops:
+                span = since + (k > 0), until + (turn > n_stops)
+                delta(network, parameters, work, number, rows, span, thread)
+        if turn < 2 * n_stops:
+            barrier(work.sync, step)
+            if turn < n_stops:
+                epsilon = network.epsilon[stops[k]]
+                batch_moments(layers[stops[k]], parameters, work, block_size, epsilon, n_rows, thread, step)
+            else:
+                batch_deltas(layers[stops[k - 1]], parameters, work, block_size, n_rows, thread, step)
+            barrier(work.sync, step)
 
 
 @inlined
-def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, weight, key, thread, n_threads):
+def backpropagate(network, parameters, data, work, optimizer, first, n_rows, weight, key, share, thread, n_threads):
     """Both phases of an update over ``n_rows`` samples of that weight from position ``first``; returns their mean loss.
 
     With ``optimizer.mode`` ``FUSED`` the parameters are updated, otherwise the gradient is in ``parameters.grad[0]``.
@@ -152,7 +184,7 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
             if shared:
                 barrier(work.sync, n_threads)
             into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
-            gradient(network, parameters, work, optimizer, h, l1, l2, base, end - begin, into, thread, part, n_parts)
+            gradient(network, parameters, work, optimizer, l1, l2, base, end - begin, into, thread, part, n_parts)
             for r in range(base * work.block_rows, base * work.block_rows + end - begin):
                 slice_loss += work.loss[r]
         work.slice_loss[thread if shared else k] = slice_loss
@@ -176,7 +208,10 @@ def backpropagate(network, parameters, data, work, optimizer, h, first, n_rows, 
         clip = number(1)
         if optimizer.mode == CLIPPED:
             clip *= clipping_scale(parameters, optimizer.clip_norm)
-        apply(network, parameters, optimizer, h, clip, number(optimizer.clip_value), thread, n_threads)
+        apply(network, parameters, optimizer, work, clip, number(optimizer.clip_value), thread, n_threads)
+        barrier(work.sync, n_threads)
+    if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size):
+        settle(network, parameters, work, share, thread, n_threads)
         barrier(work.sync, n_threads)
     return loss
 
@@ -193,10 +228,13 @@ def count_wrong(x):
 @entry
 def publish(network, parameters, run, thread, n_threads):
     """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
-    convert(network.layers, network.bias, run.theta, parameters.W, np.int64(0), thread, n_threads)
+    convert(network.layers, run.theta, parameters.W, np.int64(0), thread, n_threads)
     for k in range(len(run.slots)):
-        convert(network.layers, network.bias, run.slots[k], parameters.slots[k], np.int64(0), thread, n_threads)
+        convert(network.layers, run.slots[k], parameters.slots[k], np.int64(0), thread, n_threads)
     if thread == 0:
+        for k in range(2):
+            for unit in range(parameters.moving.shape[1]):
+                run.moving[k, unit] = parameters.moving[k, unit]
         run.cursor[PUBLISHED] = run.cursor[STEP]
 
 
@@ -226,11 +264,16 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         rows = min(run.update_rows, n_samples - position)
         step += 1
         update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
-        h = step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
+        step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
         key = fold(epoch_key, position)
         weight = total_weight(data, position, rows)
+        share = 0.0
+        if step > run.average_from:
+            share = 1.0 / (step - run.average_from)
+            if run.average_decay < 1.0 and share < 1.0:
+                share = 1.0 - run.average_decay
         loss = backpropagate(
-            network, parameters, data, work, optimizer, h, position, rows, weight, key, thread, n_threads
+            network, parameters, data, work, optimizer, position, rows, weight, key, share, thread, n_threads
         )
         diverged = not math.isfinite(loss)
         loss_sum += loss * weight
@@ -238,7 +281,8 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         position += rows
         if position == n_samples and not diverged:
             size = parameters.W.size
-            share = parameters.W[size * thread // n_threads : size * (thread + 1) // n_threads]
+            begin, end = size * thread // n_threads, size * (thread + 1) // n_threads
+            share = view(parameters.W, begin, end - begin)
             work.wrong[thread] = count_wrong(share)
             if thread == 0:
                 run.loss[epoch] = loss_sum / weight_sum
@@ -267,9 +311,15 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
     width = LINE_BYTES // work.a.itemsize
     start = block_start(network.layers, work, thread) + layer[NODE_OUT] * work.block_rows
     key = np.uint64(0)
+    if len(network.batch_norms):
+        barrier(work.sync, n_threads)
+        if thread == 0:
+            moving_moments(network, parameters, work)
+        barrier(work.sync, n_threads)
     for first in range(thread * work.block_rows, len(data.X), n_threads * work.block_rows):
         rows = min(work.block_rows, len(data.X) - first)
-        forward(network, parameters, data, work, thread, first, np.int64(0), rows, key, np.int64(0))
+        span = np.int64(0), len(network.layers)
+        forward(network, parameters, data, work, thread, first, np.int64(0), rows, key, np.int64(0), span, thread)
         if z.size:
             for panel in range(n_panels(layer[N_OUT], width)):
                 for r in range(rows):

@@ -1,15 +1,19 @@
 """Forward pass of a block of rows: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
 
+import math
 from functools import cache
 
 from numba import int64
 
 from ..activations import ACTIVATIONS
+from ..elementary import cos, log
+from ..problem import DENSE, SUM
 from ..random import fold, uniform
 from .gemm import make_product
 from .jit import Hook, inlined, routine, row_of, select
-from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read
+from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, W, n_panels
+from .normalization import normalize
+from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read, view
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
 AHEAD = 16
@@ -98,9 +102,9 @@ def gather(data, work, start, first, n_rows):
         line = start + r * width
         for panel in range(whole):
             copy_line(((x, panel * width), (work.a, line + panel * work.block_rows * width)))
-        rest = x[whole * width :]
+        rest = view(x, whole * width, n_in - whole * width)
         line += whole * work.block_rows * width
-        target = work.a[line : line + rest.size]
+        target = view(work.a, line, rest.size)
         for lane in range(rest.size):
             target[lane] = rest[lane]
 
@@ -122,44 +126,94 @@ def drop(a, delta, width, rate, key, first, n_rows):
 
 
 @routine
-def forward(network, parameters, data, work, block, first, position, n_rows, key, training):
-    """Take the samples at positions ``first + position`` to ``first + position + n_rows`` through all layers.
+def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
+    """Add Gaussian noise to the inputs of a block, by the method of Box & Muller (1958); counted like `drop`'s."""
+    number = a.dtype.type
+    width = LINE_BYTES // a.itemsize
+    for r in range(n_rows):
+        row_key = fold(key, first + r)
+        for column in range(n_in):
+            radius = number(1) - number(uniform(fold(row_key, 2 * column)))
+            angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * column + 1)))
+            noise = math.sqrt(number(-2) * log(radius)) * cos(angle)
+            a[start + (column // width * block_rows + r) * width + column % width] += number(deviation) * noise
 
-    Leaves a[l] of each hidden layer and z of the output layer in ``work.a``; in training, f'(z[l]) in ``work.delta``.
+
+@inlined
+def activate_panels(network, work, start, depth, first_panel, last_panel, key, first, n_rows, training):
+    """Take some panels of a layer's z through its activation and its dropout."""
+    layer, setting = network.layers[depth], work.a.dtype.type(network.setting[depth])
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    begin = start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size
+    for panel in range(first_panel, last_panel):
+        places = address_of(work.a, begin), address_of(work.delta, begin)
+        call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, n_rows * width, setting, training))
+        if training and network.dropout[depth] > 0.0:
+            panel_key = fold(fold(key, depth), panel)
+            a = view(work.a, begin, n_rows * width)
+            delta = view(work.delta, begin, n_rows * width)
+            drop(a, delta, width, network.dropout[depth], panel_key, first, n_rows)
+        begin += panel_size
+
+
+@routine
+def add(layer, work, start, n_rows):
+    """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    for panel in range(n_panels(layer[N_OUT], width)):
+        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        right = start + layer[SKIP] * work.block_rows + panel * panel_size
+        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        left, right, slope = view(work.a, left, size), view(work.a, right, size), view(work.delta, out, size)
+        out = view(work.a, out, size)
+        for i in range(size):
+            out[i] = left[i] + right[i]
+            slope[i] = 1
+
+
+@routine
+def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
+    """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
+
+    Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``.
     ``key`` is the update's dropout key, ``position`` the block's first row within the update.
     """
-    layers = network.layers
     width = LINE_BYTES // work.a.itemsize
-    start = block_start(layers, work, block)
+    start = block_start(network.layers, work, block)
     panel_size = work.block_rows * width
-    gather(data, work, start, first + position, n_rows)
-    for depth in range(len(layers)):
-        layer, setting = layers[depth], work.a.dtype.type(network.setting[depth])
-        out = start + layer[NODE_OUT] * work.block_rows
+    if span[0] == 0:
+        gather(data, work, start, first + position, n_rows)
+        if training and network.noise > 0.0:
+            noise_key = fold(key, len(network.layers))
+            perturb(work.a, start, data.X.shape[1], work.block_rows, network.noise, noise_key, position, n_rows)
+    for depth in range(span[0], span[1]):
+        layer = network.layers[depth]
         panels = n_panels(layer[N_OUT], width)
-        panel_weights = (layer[N_IN] + 1) * width
-        for first_panel in range(0, panels, VECTORS.panels):
-            group = min(VECTORS.panels, panels - first_panel)
-            begin = out + first_panel * panel_size
-            product_plus_bias(
-                (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
-                (parameters.W, layer[W] + first_panel * panel_weights, panel_weights),
-                (work.a, begin, panel_size),
-                layer[N_IN],
-                n_rows,
-                group,
-            )
-            if depth + 1 == len(layers):
-                continue
-            for panel in range(first_panel, first_panel + group):  # while z is in L1
-                places = address_of(work.a, begin), address_of(work.delta, begin)
-                call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, n_rows * width, setting, training))
-                if training and network.dropout[depth] > 0.0:
-                    panel_key = fold(fold(key, depth), panel)
-                    a = work.a[begin : begin + n_rows * width]
-                    delta = work.delta[begin : begin + n_rows * width]
-                    drop(a, delta, width, network.dropout[depth], panel_key, position, n_rows)
-                begin += panel_size
+        if layer[KIND] == DENSE:
+            panel_weights = (layer[N_IN] + 1) * width
+            for first_panel in range(0, panels, VECTORS.panels):
+                last_panel = min(first_panel + VECTORS.panels, panels)
+                product_plus_bias(
+                    (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
+                    (parameters.W, layer[W] + first_panel * panel_weights, panel_weights),
+                    (work.a, start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size, panel_size),
+                    layer[N_IN],
+                    n_rows,
+                    last_panel - first_panel,
+                )
+                if layer[ACTIVATE_AT]:  # while z is in L1
+                    activate_panels(
+                        network, work, start, depth, first_panel, last_panel, key, position, n_rows, training
+                    )
+        elif layer[KIND] == SUM:
+            add(layer, work, start, n_rows)
+        else:
+            normalize(layer, parameters, work, start, block * work.block_rows, network.epsilon[depth], n_rows, thread)
+            if layer[ACTIVATE_AT]:
+                activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
 
 
 @inlined

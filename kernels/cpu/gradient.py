@@ -10,11 +10,26 @@ import numpy as np
 from numba.types import UniTuple, float64, int64
 
 from ..optimizers import N_SCALARS, OPTIMIZERS
+from ..problem import DENSE
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, inlined, routine, row_of, select
-from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels, transpose_rows
-from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, sum_line, tile_code
+from .layout import (
+    BIAS,
+    BIAS_GROUP,
+    GROUP,
+    KIND,
+    N_IN,
+    N_OUT,
+    NODE_IN,
+    NODE_OUT,
+    WT,
+    W,
+    n_panels,
+    transpose_rows,
+)
+from .normalization import fill, sum_gains
+from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, sum_line, tile_code, view
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -52,7 +67,7 @@ def _slot_access(n_slots):
     last = n_slots - 1
     view_others, load_others, store_others = _slot_access(last)
 
-    def view(slots, stride, size, number):
+    def views(slots, stride, size, number):
         return (*view_others(slots, stride, size, number), array_at(slots + last * stride, size, number))
 
     def load(views, i):
@@ -62,15 +77,15 @@ def _slot_access(n_slots):
         store_others(views, i, values)
         views[last][i] = values[last]
 
-    view, load, store = (row_of(function, str(n_slots)) for function in (view, load, store))
-    return view, load, store
+    views, load, store = (row_of(function, str(n_slots)) for function in (views, load, store))
+    return views, load, store
 
 
 def _compile_update(row):
-    rule, (view, load, store) = inlined(row.update), _slot_access(row.n_slots)
+    rule, (slot_views, load, store) = inlined(row.update), _slot_access(row.n_slots)
 
     def update(W, slots, stride, grad, h):
-        views = view(slots, stride, grad.size, h[0])
+        views = slot_views(slots, stride, grad.size, h[0])
         for i in range(grad.size):
             theta, values = rule(W[i], grad[i], load(views, i), h)
             W[i] = theta
@@ -105,7 +120,7 @@ call_update, call_prepare = UPDATE_RULE.call, PREPARE.call
 @cache
 def custom_rule(custom):
     """The hooks that prepare and carry out a rule of the user's."""
-    rule, (view, load, store) = custom.update, _slot_access(custom.n_slots)
+    rule, (slot_views, load, store) = custom.update, _slot_access(custom.n_slots)
 
     def prepare(code, h, hyper, learning_rate, step):
         h[0], h[1] = learning_rate, step
@@ -113,7 +128,7 @@ def custom_rule(custom):
             h[2 + k] = hyper[k]
 
     def update(code, W, slots, stride, grad, size, h):
-        W, grad, views = array_at(W, size, h[0]), array_at(grad, size, h[0]), view(slots, stride, size, h[0])
+        W, grad, views = array_at(W, size, h[0]), array_at(grad, size, h[0]), slot_views(slots, stride, size, h[0])
         for i in range(size):
             theta, values = rule(W[i], grad[i], load(views, i), h)
             W[i] = theta
@@ -132,13 +147,32 @@ def update_from(parameters, optimizer, start, grad, h):
     call_update(optimizer.update_at, (optimizer.code, *places, grad.size, h))
 
 
+@inlined
+def update_lines(parameters, optimizer, work, thread, layer, start, grad, size):
+    """Update lines of a panel: ``size`` numbers of W from ``start``, then the bias if ``grad`` goes on."""
+    group, bias_group = layer[GROUP], layer[BIAS_GROUP]
+    if group == bias_group:
+        size = grad.size
+    update_from(parameters, optimizer, start, view(grad, 0, size), scalars(work, thread, group))
+    if size < grad.size:
+        rest = view(grad, size, grad.size - size)
+        update_from(parameters, optimizer, start + size, rest, scalars(work, thread, bias_group))
+
+
+@inlined
+def scalars(work, thread, group):
+    """A group's optimizer scalars in the precision of the parameters."""
+    h, number = work.scalars[thread, group], work.a.dtype.type
+    return number(h[0]), number(h[1]), number(h[2]), number(h[3]), number(h[4]), number(h[5])
+
+
 @routine
 def step_scalars(optimizer, work, thread, learning_rate, step):
-    """A step's optimizer scalars in the precision of the parameters."""
-    h = work.scalars[thread]
-    call_prepare(optimizer.prepare_at, (optimizer.code, h, optimizer.hyper, learning_rate, step))
-    number = work.a.dtype.type
-    return number(h[0]), number(h[1]), number(h[2]), number(h[3]), number(h[4]), number(h[5])
+    """Prepare a step's optimizer scalars."""
+    for group in range(len(optimizer.hyper)):
+        h, hyper = work.scalars[thread, group], optimizer.hyper[group]
+        rate = learning_rate * optimizer.rates[group]
+        call_prepare(optimizer.prepare_at, (optimizer.code, h, hyper, rate, step))
 
 
 @inlined
@@ -186,7 +220,7 @@ def prefetch_parameters(parameters, start, count):
 
 
 @routine
-def gradient(network, parameters, work, optimizer, h, l1, l2, block, n_rows, into, thread, part, n_parts):
+def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
     """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all strips.
 
     ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
@@ -209,10 +243,14 @@ def gradient(network, parameters, work, optimizer, h, l1, l2, block, n_rows, int
         for number in range(max(begin, 0), min(end, n_strips)):
             group, first = number // down, number % down * STRIP_ROWS
             last = min(first + STRIP_ROWS, n_in)
-            with_bias = network.bias & (last == n_in)
+            with_bias = layer[BIAS] & (last == n_in)
             first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
             penalty = 0.0
-            for row in range(first, last, TALL):
+            if layer[KIND] != DENSE:
+                for panel in range(first_panel, last_panel):
+                    line = (panel - first_panel) * STRIP_LINES * width
+                    sum_gains(layer, work, block * block_size, block_size, n_rows, panel, strip, line)
+            for row in range(first, last if layer[KIND] == DENSE else first, TALL):
                 count = min(TALL, last - row)
                 ones = with_bias & (row + count == last)
                 if into == UPDATE and is_far:
@@ -225,15 +263,15 @@ def gradient(network, parameters, work, optimizer, h, l1, l2, block, n_rows, int
             for panel in range(first_panel, last_panel):
                 start = layer[W] + (panel * (n_in + 1) + first) * width
                 line = (panel - first_panel) * STRIP_LINES * width
-                grad = strip[line : line + (last - first + with_bias) * width]
+                grad = view(strip, line, (last - first + with_bias) * width)
                 if into == UPDATE:
-                    if l1 > 0 or l2 > 0:
+                    if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
                         penalty += penalize(parameters.W, start, grad, (last - first) * width, l1, l2, work, thread)
-                    update_from(parameters, optimizer, start, grad, h)
-                    if depth > 0:
+                    update_lines(parameters, optimizer, work, thread, layer, start, grad, (last - first) * width)
+                    if layer[WT] >= 0:
                         transpose_rows(parameters, layer, panel, first, last)
                 else:
-                    keep(parameters.grad[into // 2][start : start + grad.size], grad, into % 2)
+                    keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
             work.penalty[before + number] = penalty
         begin, end, before = begin - n_strips, end - n_strips, before + n_strips
 
@@ -249,11 +287,11 @@ def penalize(W, start, grad, size, l1, l2, work, thread):
     """Add the penalties' slopes for ``size`` weights from ``W[start]`` to their gradient; returns the penalties."""
     width = LINE_BYTES // W.itemsize
     half, zero = W.dtype.type(0.5) * l2, W.dtype.type(0)
-    W, total = W[start : start + size], work.lines[thread][0][:width]
+    W, total = view(W, start, size), view(work.lines[thread][0], 0, width)
     for lane in range(width):
         total[lane] = 0
     for line in range(0, size, width):
-        W_line, grad_line = W[line : line + width], grad[line : line + width]
+        W_line, grad_line = view(W, line, width), view(grad, line, width)
         for lane in range(W_line.size):
             w = W_line[lane]
             total[lane] += l1 * abs(w) + half * w * w
@@ -289,13 +327,13 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
     """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
     width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
-        _, _, start, end = panel_of(network.layers, number, width)
-        grad = parameters.grad[0][start:end]
+        depth, _, start, end = panel_of(network.layers, number, width)
+        grad = view(parameters.grad[0], start, end - start)
         for k in range(1, n_slices):
-            other = parameters.grad[k][start:end]
+            other = view(parameters.grad[k], start, end - start)
             for i in range(grad.size):
                 grad[i] += other[i]
-        if l1 > 0 or l2 > 0:
+        if network.layers[depth, KIND] == DENSE and (l1 > 0 or l2 > 0):
             work.penalty[number] = penalize(parameters.W, start, grad, grad.size - width, l1, l2, work, thread)
 
 
@@ -306,7 +344,7 @@ def square_norms(network, parameters, thread, n_threads):
     for number in range(thread, parameters.norms.size, n_threads):
         _, _, start, end = panel_of(network.layers, number, width)
         total = 0.0
-        for value in parameters.grad[0][start:end]:
+        for value in view(parameters.grad[0], start, end - start):
             total += value * value
         parameters.norms[number] = total
 
@@ -321,18 +359,51 @@ def clipping_scale(parameters, clip_norm):
 
 
 @routine
-def apply(network, parameters, optimizer, h, scale, limit, thread, n_threads):
+def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads):
     """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
     width = LINE_BYTES // parameters.W.itemsize
     for number in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, number, width)
-        grad = parameters.grad[0][start:end]
+        grad = view(parameters.grad[0], start, end - start)
         if scale != 1.0:
             for i in range(grad.size):
                 grad[i] *= scale
         if limit < np.inf:
             for i in range(grad.size):
                 grad[i] = min(max(grad[i], -limit), limit)
-        update_from(parameters, optimizer, start, grad, h)
-        if depth > 0:
-            transpose_rows(parameters, network.layers[depth], panel, 0, network.layers[depth, N_IN])
+        layer = network.layers[depth]
+        update_lines(parameters, optimizer, work, thread, layer, start, grad, grad.size - width)
+        if layer[WT] >= 0:
+            transpose_rows(parameters, layer, panel, 0, layer[N_IN])
+
+
+@routine
+def settle(network, parameters, work, share, thread, n_threads):
+    """After an update bring the norms of columns down to ``max_norm``, and the average along by ``share``; each thread
+    has the panels it has in `reduce`.
+    """
+    width = LINE_BYTES // parameters.W.itemsize
+    number = parameters.W.dtype.type
+    for k in range(thread, parameters.norms.size, n_threads):
+        depth, panel, start, end = panel_of(network.layers, k, width)
+        layer = network.layers[depth]
+        if layer[KIND] == DENSE and network.max_norm < np.inf:
+            W, scale = view(parameters.W, start, end - start - width), view(work.lines[thread][0], 0, width)
+            fill(scale, number(0))
+            for i in range(0, W.size, width):
+                line = view(W, i, width)
+                for lane in range(line.size):
+                    scale[lane] += line[lane] * line[lane]
+            for lane in range(width):
+                norm = math.sqrt(scale[lane])
+                scale[lane] = number(network.max_norm) / norm if norm > number(network.max_norm) else number(1)
+            for i in range(0, W.size, width):
+                line = view(W, i, width)
+                for lane in range(line.size):
+                    line[lane] *= scale[lane]
+            if layer[WT] >= 0:
+                transpose_rows(parameters, layer, panel, 0, layer[N_IN])
+        if parameters.average.size:
+            W, average = view(parameters.W, start, end - start), view(parameters.average, start, end - start)
+            for i in range(W.size):
+                average[i] += number(share) * (W[i] - average[i])

@@ -32,7 +32,7 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
 
 def routine(function: Callable, variant: str = "") -> Callable:
     """Compile a function that other kernels call; it becomes part of their code. Closures need a ``variant``."""
-    return _compile(function, variant)
+    return _compile(function, variant, no_cpython_wrapper=True, no_cfunc_wrapper=True)
 
 
 def inlined(function: Callable, variant: str = "") -> Callable:
@@ -46,7 +46,7 @@ def inlined(function: Callable, variant: str = "") -> Callable:
 
 def row_of(function: Callable, variant: str = "") -> Callable:
     """Compile a function for `select`, into its caller."""
-    return _compile(function, variant, forceinline=True)
+    return _compile(function, variant, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 
 
 def _digest() -> str:

@@ -8,19 +8,36 @@ contiguous lines, whatever the widths:
 - activations      a   [block][layer][n/P][block_rows][P], deltas alike
 
 Lanes past a layer's width hold zeros in W, WT and delta, and stay so under every optimizer, since their
-gradient is zero. Optimizer slots and gradients are laid out like W.
+gradient is zero. Optimizer slots and gradients are laid out like W. The gains of a normalization are a W of one row,
+and its shifts the bias; its input is overwritten by what the gains multiply.
 """
 
-from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from ..problem import BATCH_NORM, DENSE, SUM, Layer
 from .jit import entry, inlined
 from .simd import LINE_BYTES, VECTORS, copy_line, make_transpose
 
 # Columns of Network.layers.
-N_IN, N_OUT, NODE_IN, NODE_OUT, W, WT, THETA, ACTIVATION, ACTIVATE_AT = range(9)
+(
+    KIND,
+    N_IN,
+    N_OUT,
+    BIAS,
+    NODE_IN,
+    NODE_OUT,
+    W,
+    WT,
+    THETA,
+    ACTIVATION,
+    ACTIVATE_AT,
+    SKIP,
+    STATISTICS,
+    GROUP,
+    BIAS_GROUP,
+) = range(15)
 
 #: Rows are padded to a multiple of this, so that the lowest tile always fits.
 ROW_STEP = max(1, VECTORS.rows // 3)
@@ -31,21 +48,27 @@ class Network(NamedTuple):
 
     Attributes
     ----------
-    layers : int64 (n_layers, 9)
-        Per layer: n_in, n_out, the lanes that precede its input and its output in a block, where W, WT and theta
-        start, and the activation's code and address (both 0 for the output layer).
-    setting : float64 (n_layers,)
-        The activations' settings.
+    layers : int64 (n_layers, 15)
+        Per layer: its kind, n_in, n_out, whether it has a bias, the lanes that precede its input and its output in a
+        block, where W, WT (-1 for none) and theta start, the activation's code and address (both 0 for none), which
+        node a sum adds or which sum adds a dense layer's input (-1 for none), where a normalization keeps its
+        statistics, and the groups of the optimizer that W and b belong to.
+    setting, epsilon : float64 (n_layers,)
+        The activations' settings, and the normalizations'.
+    batch_norms : int64
+        Which layers look at the whole batch.
     loss, loss_at, loss_setting : int, int, float
         Code, address and setting of the loss.
     softmax : int
         1 if the loss couples the outputs of a row by a softmax, else 0.
     smoothing : float
         What share of a target's weight goes to all classes alike.
-    bias : int
-        1 if layers have a bias, else 0.
     dropout : float64 (n_layers,)
-        Probability of dropping each layer's outputs; 0 for the output layer.
+        Probability of dropping each layer's outputs.
+    noise : float
+        Standard deviation of what is added to the inputs in training.
+    max_norm : float
+        Largest norm of a column of a dense layer's W.
     l1, l2 : float
         Factors of sum |W| and of sum W**2 / 2, over weights alone, in the loss.
     penalty_by_batch : int
@@ -56,13 +79,16 @@ class Network(NamedTuple):
 
     layers: np.ndarray
     setting: np.ndarray
+    epsilon: np.ndarray
+    batch_norms: np.ndarray
     loss: int
     loss_at: int
     loss_setting: float
     softmax: int
     smoothing: float
-    bias: int
     dropout: np.ndarray
+    noise: float
+    max_norm: float
     l1: float
     l2: float
     penalty_by_batch: int
@@ -80,6 +106,10 @@ class Parameters(NamedTuple):
         Gradients of a batch's slices, where a gradient has to be seen before the update; else no rows.
     norms : float64 (n_panels,)
         Squared norms of the gradient by panel, through all layers.
+    average : 1-D
+        Average of W over updates; empty for none.
+    moving : float64 (2, n_units)
+        Moving averages of mean and variance in batch normalization, whole lines for each layer.
     """
 
     W: np.ndarray
@@ -87,6 +117,8 @@ class Parameters(NamedTuple):
     slots: np.ndarray
     grad: np.ndarray
     norms: np.ndarray
+    average: np.ndarray
+    moving: np.ndarray
 
 
 class Workspace(NamedTuple):
@@ -108,8 +140,15 @@ class Workspace(NamedTuple):
         Each thread's targets, log-sum-exps, weights and losses of a panel.
     rows : 3-D (n_threads, 2, block_rows)
         Each thread's numbers by row.
-    scalars : float64 (n_threads, 8)
-        Each thread's optimizer scalars of a step.
+    scalars : float64 (n_threads, n_groups, 8)
+        Each thread's optimizer scalars of a step, by groups of parameters.
+    deviation : 2-D (n_norms, rows of all blocks)
+        One over the standard deviation, or root mean square, of each row in the normalizations of rows.
+    moments : 2-D (4, n_units)
+        Of the batch, in batch normalization: mean, one over the standard deviation, and the means over samples of
+        delta, and of delta times what the gains multiply.
+    totals : float64 (n_threads, 2, panel width)
+        Each thread's sums over the batch.
     wrong : int64 (n_threads,)
         Parameters that each thread found to be not finite.
     sync : int64
@@ -126,6 +165,9 @@ class Workspace(NamedTuple):
     lines: np.ndarray
     rows: np.ndarray
     scalars: np.ndarray
+    deviation: np.ndarray
+    moments: np.ndarray
+    totals: np.ndarray
     wrong: np.ndarray
     sync: np.ndarray
     block_rows: int
@@ -148,22 +190,46 @@ def aligned_zeros(size: int, dtype) -> np.ndarray:
     return memory[skip : skip + size]
 
 
-def layer_table(layer_sizes, activations, bias: bool, dtype) -> tuple[np.ndarray, int, int, int]:
-    """The table ``Network.layers``, the sizes of W and WT, and the lanes of a row through all layers.
+class Sizes(NamedTuple):
+    """Numbers in W, WT, a row of all activations, units in batch normalizations, and normalizations of rows."""
 
-    ``activations`` holds code and address of each hidden layer's.
+    W: int
+    WT: int
+    lanes: int
+    units: int
+    norms: int
+
+
+def layer_table(layers: list[Layer], activations, dtype) -> tuple[np.ndarray, Sizes]:
+    """The table ``Network.layers``, and what memory it wants.
+
+    ``activations`` holds code and address of each layer's.
     """
     width = panel_width(dtype)
-    rows, node, w, wt, theta = [], 0, 0, 0, 0
-    for depth, (n_in, n_out) in enumerate(pairwise(layer_sizes)):
-        next_node = node + round_up(n_in, width)
-        activation = activations[depth] if depth < len(activations) else (0, 0)
-        rows.append((n_in, n_out, node, next_node, w, wt, theta, *activation))
-        node = next_node
-        w += round_up(n_out, width) * (n_in + 1)
-        wt += round_up(n_in, width) * n_out if depth else 0
-        theta += (n_in + bias) * n_out
-    return np.array(rows, np.int64), w, wt, node + round_up(layer_sizes[-1], width)
+    table = np.zeros((len(layers), BIAS_GROUP + 1), np.int64)
+    table[:, SKIP] = table[:, WT] = -1
+    node = end = w = wt = theta = units = norms = dense = 0
+    for depth, (row, layer) in enumerate(zip(table, layers, strict=True)):
+        padded = round_up(layer.n_out, width)
+        if depth == 0:
+            end = round_up(layer.n_in if layer.kind == DENSE else layer.n_out, width)
+        row[[KIND, N_IN, N_OUT, BIAS]] = layer.kind, layer.n_in, layer.n_out, layer.bias
+        row[[NODE_IN, NODE_OUT, W, THETA]] = node, end, w, theta
+        row[[ACTIVATION, ACTIVATE_AT]] = activations[depth]
+        if layer.kind == DENSE:
+            dense = depth
+            if depth > 0:
+                row[WT], wt = wt, wt + round_up(layer.n_in, width) * layer.n_out
+        elif layer.kind == SUM:
+            row[SKIP], table[dense, SKIP] = table[dense, NODE_IN], end
+        elif layer.kind == BATCH_NORM:
+            row[STATISTICS], units = units, units + padded
+        else:
+            row[STATISTICS], norms = norms, norms + 1
+        node, end = end, end + padded
+        w += padded * (layer.n_in + 1)
+        theta += (layer.n_in + layer.bias) * layer.n_out
+    return table, Sizes(w, wt, end, units, norms)
 
 
 @inlined
@@ -172,14 +238,14 @@ def n_panels(n, width):
 
 
 @entry
-def convert(layers, bias, theta, panels, into_panels, thread, n_threads):
+def convert(layers, theta, panels, into_panels, thread, n_threads):
     """Copy theta, or a slot laid out like it, into panels (1) or back (0); each thread copies its share.
 
     Precondition: the padding of ``panels`` is zero.
     """
     width = LINE_BYTES // panels.itemsize
     for row in layers:
-        n_in, n_out = row[N_IN], row[N_OUT]
+        n_in, n_out, bias = row[N_IN], row[N_OUT], row[BIAS]
         whole = n_out // width
         # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
         for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):
@@ -223,6 +289,7 @@ def transpose_rows(parameters, layer, panel, first, last):
 def transpose(layers, parameters):
     """Write all of WT from W."""
     width = LINE_BYTES // parameters.W.itemsize
-    for depth in range(1, len(layers)):
-        for panel in range(n_panels(layers[depth, N_OUT], width)):
-            transpose_rows(parameters, layers[depth], panel, 0, layers[depth, N_IN])
+    for layer in layers:
+        if layer[WT] >= 0:
+            for panel in range(n_panels(layer[N_OUT], width)):
+                transpose_rows(parameters, layer, panel, 0, layer[N_IN])

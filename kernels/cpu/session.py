@@ -10,7 +10,7 @@ import numpy as np
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
-from ..problem import Choice, Custom, CustomRule, Data, Topology, samples_alone
+from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Topology, Update, samples_alone
 from . import epoch, layout
 from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
@@ -58,6 +58,8 @@ class Session:
     topology : Topology
     theta : (n_parameters,) array
         Copied.
+    moving : (2, n_units) array
+        Moving averages of mean and variance of the units of batch normalizations; copied.
     batch_rows : int
         Samples that are in work at once, at most.
     update_rows : int or None
@@ -70,6 +72,7 @@ class Session:
         self,
         topology: Topology,
         theta: np.ndarray,
+        moving: np.ndarray,
         batch_rows: int,
         update_rows: int | None = None,
         threads: int | None = None,
@@ -78,28 +81,33 @@ class Session:
         self.update_rows = update_rows = update_rows or batch_rows
         dtype = topology.dtype
         width = panel_width(dtype)
-        activations = [_activation(activation, dtype) for activation in topology.activations]
-        layers, w_size, wt_size, lanes = layout.layer_table(
-            topology.layer_sizes, [row[:2] for row in activations], topology.bias, dtype
-        )
+        layers = topology.layers
+        activations = [_activation(layer.activation, dtype) for layer in layers]
+        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype)
+        batch_norms = np.array([k for k, layer in enumerate(layers) if layer.kind == BATCH_NORM], np.int64)
         loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
         self.network = Network(
-            layers=layers,
-            setting=np.array([setting for *_, setting in activations] + [0.0]),
+            layers=table,
+            setting=np.array([setting for *_, setting in activations]),
+            epsilon=np.array([layer.epsilon for layer in layers]),
+            batch_norms=batch_norms,
             loss=loss,
             loss_at=loss_at,
             loss_setting=loss_setting,
             softmax=softmax,
             smoothing=smoothing,
-            bias=int(topology.bias),
-            dropout=np.array([*topology.dropout, 0.0]),
+            dropout=np.array([layer.dropout for layer in layers]),
+            noise=topology.input_noise,
+            max_norm=topology.max_norm,
             l1=topology.l1,
             l2=topology.l2,
             penalty_by_batch=int(topology.penalty_by_batch),
             seed=np.uint64(topology.seed),
         )
-        row_bytes = 2 * lanes * dtype.itemsize
-        limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // lanes))
+        row_bytes = 2 * sizes.lanes * dtype.itemsize
+        limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // sizes.lanes))
+        if batch_norms.size:  # which sees the whole batch at once
+            limit = update_rows
         # As many chunks as a power of two: they share out evenly.
         n_chunks = 1 << (-(-update_rows // limit) - 1).bit_length()
         chunk_rows = -(-update_rows // n_chunks)
@@ -115,33 +123,41 @@ class Session:
         with _idle_lock:
             idle = _idle_teams[self.n_threads]
             self._team = idle.pop() if idle else Team(self.n_threads)
-        n_panels = sum(-(-n_out // width) for n_out in topology.layer_sizes[1:])
-        n_strips = sum(-(-n_in // STRIP_ROWS) * -(-n_out // width) for n_in, n_out in topology.layers())
+        n_panels = sum(-(-layer.n_out // width) for layer in layers)
+        n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
         self.work = Workspace(
-            a=aligned_zeros(n_blocks * block_rows * lanes, dtype),
-            delta=aligned_zeros(n_blocks * block_rows * lanes, dtype),
+            a=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
+            delta=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
             penalty=np.zeros(max(n_strips, n_panels)),
             lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
             rows=np.zeros((self.n_threads, 2, block_rows), dtype),
-            scalars=np.zeros((self.n_threads, round_up(N_SCALARS, panel_width(np.float64)))),
+            scalars=np.zeros((self.n_threads, 0, 0)),
+            deviation=np.zeros((sizes.norms, n_blocks * block_rows), dtype),
+            moments=aligned_zeros(4 * sizes.units, dtype).reshape(4, -1),
+            totals=np.zeros((self.n_threads, 2, width)),
             wrong=np.zeros(self.n_threads, np.int64),
             sync=self._team.sync,
             block_rows=block_rows,
             chunk_rows=chunk_rows,
         )
         self.parameters = Parameters(
-            W=aligned_zeros(w_size, dtype),
-            WT=aligned_zeros(wt_size, dtype),
-            slots=np.zeros((0, w_size), dtype),
-            grad=np.zeros((0, w_size), dtype),
+            W=aligned_zeros(sizes.W, dtype),
+            WT=aligned_zeros(sizes.WT, dtype),
+            slots=np.zeros((0, sizes.W), dtype),
+            grad=np.zeros((0, sizes.W), dtype),
             norms=np.zeros(n_panels),
+            average=np.zeros(0, dtype),
+            moving=np.zeros((2, sizes.units)),
         )
+        starts = [(table[k, layout.STATISTICS], layers[k].n_out) for k in batch_norms]
+        self._units = np.array([unit for start, n in starts for unit in range(start, start + n)], np.int64)
+        self.parameters.moving[:, self._units] = moving
         self._pack(theta, self.parameters.W)
-        layout.transpose(layers, self.parameters)
+        layout.transpose(table, self.parameters)
 
     def __enter__(self) -> "Session":
         return self
@@ -151,55 +167,62 @@ class Session:
             _idle_teams[self.n_threads].append(self._team)
 
     def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
-        layout.convert(self.network.layers, self.network.bias, flat, panels, 1, 0, 1)
+        layout.convert(self.network.layers, flat, panels, 1, 0, 1)
+
+    def _unpack(self, panels: np.ndarray, flat: np.ndarray) -> None:
+        layout.convert(self.network.layers, flat, panels, 0, 0, 1)
 
     def start(
         self,
         data: Data,
-        rule: str | CustomRule,
-        hyper: np.ndarray,
+        update: Update,
         slots: np.ndarray,
         step: int,
         *,
         learning_rate: np.ndarray,
         shuffle: bool,
         first_epoch: int,
-        clip_norm: float,
-        clip_value: float,
         theta: np.ndarray,
+        moving: np.ndarray,
         mode: int | None = None,
     ) -> None:
         """Prepare a training of ``len(learning_rate)`` epochs; the rates of epochs to come may still be changed.
 
-        ``theta`` and ``slots`` receive parameters and optimizer state after each epoch; ``step`` counts the updates
-        that the optimizer has made. The other arguments are those of `Run` and `Optimizer`;
-        ``mode`` None follows from whether there is clipping.
+        ``theta``, ``moving`` and ``slots`` receive parameters, moving averages and optimizer state after each epoch;
+        ``step`` counts the updates that the optimizer has made. The other arguments are those of `Run`; ``mode`` None
+        follows from whether there is clipping.
         """
         dtype = self.topology.dtype
-        code, prepare, update = 0, PREPARE, UPDATE_RULE
-        if isinstance(rule, CustomRule):
-            prepare, update = custom_rule(rule)
+        code, prepare, rule = 0, PREPARE, UPDATE_RULE
+        if isinstance(update.rule, CustomRule):
+            prepare, rule = custom_rule(update.rule)
         else:
-            code = OPTIMIZERS[rule].code
-        n_slots, size = len(slots), self.parameters.W.size
-        panels = aligned_zeros(n_slots * size, self.topology.dtype).reshape(n_slots, size)
+            code = OPTIMIZERS[update.rule].code
+        n_slots, size, n_groups = len(slots), self.parameters.W.size, len(update.hyper)
+        panels = aligned_zeros(n_slots * size, dtype).reshape(n_slots, size)
         for flat, packed in zip(slots, panels, strict=True):
             self._pack(flat, packed)
-        self.parameters = self.parameters._replace(slots=panels)
         if mode is None:
-            mode = epoch.CLIPPED if min(clip_norm, clip_value) < np.inf else epoch.FUSED
-        if mode != epoch.FUSED or self._n_slices > 1:
-            shape = self._n_slices, size
-            grad = aligned_zeros(self._n_slices * size, self.topology.dtype).reshape(shape)
-            self.parameters = self.parameters._replace(grad=grad)
+            mode = epoch.CLIPPED if min(update.clip_norm, update.clip_value) < np.inf else epoch.FUSED
+        grad_rows = self._n_slices if mode != epoch.FUSED or self._n_slices > 1 else 0
+        self.parameters = self.parameters._replace(
+            slots=panels,
+            grad=aligned_zeros(grad_rows * size, dtype).reshape(grad_rows, size),
+            average=aligned_zeros(0 if update.average_decay is None else size, dtype),
+        )
+        n_scalars = round_up(N_SCALARS, panel_width(np.float64))
+        self.work = self.work._replace(scalars=np.zeros((self.n_threads, n_groups, n_scalars)))
+        self.network.layers[:, [layout.GROUP, layout.BIAS_GROUP]] = update.groups
+        self._moving = moving
         self._data = data._replace(order=np.arange(len(data.X) if shuffle else 0))
         self._optimizer = Optimizer(
             code,
             prepare.address(dtype),
-            update.address(dtype),
-            hyper,
-            clip_norm,
-            clip_value,
+            rule.address(dtype),
+            update.hyper,
+            update.rates,
+            update.clip_norm,
+            update.clip_value,
             mode,
         )
         self._run = Run(
@@ -207,11 +230,14 @@ class Session:
             shuffle=int(shuffle),
             first_epoch=first_epoch,
             learning_rate=learning_rate,
+            average_from=update.average_from,
+            average_decay=np.inf if update.average_decay is None else update.average_decay,
             loss=np.zeros(len(learning_rate)),
             sums=np.zeros(2),
             cursor=np.array([0, 0, step, 0, step]),
             theta=theta,
             slots=slots,
+            moving=self.parameters.moving.copy(),
         )
 
     def train(self, max_updates: int, max_epochs: int) -> Progress:
@@ -227,6 +253,7 @@ class Session:
             max_updates,
             max_epochs,
         )
+        self._moving[:] = self._run.moving[:, self._units]
         epochs, position, _, diverged, _ = (int(word) for word in self._run.cursor)
         return Progress(epochs, position, bool(diverged))
 
@@ -241,29 +268,34 @@ class Session:
         return self._run.loss
 
     def publish(self) -> None:
-        """Write parameters and optimizer state as they stand into ``theta`` and ``slots`` of `start`."""
+        """Write everything as it stands to where `start` was told to."""
         self._team.run(epoch.publish, self.network, self.parameters, self._run)
+        self._moving[:] = self._run.moving[:, self._units]
+
+    def average(self) -> np.ndarray:
+        """The average of the parameters over updates, flat."""
+        flat = np.empty(self.topology.n_parameters, self.topology.dtype)
+        self._unpack(self.parameters.average, flat)
+        return flat
 
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
-        """Mean loss and flat gradient over all samples, dropout off."""
-        self.network = self.network._replace(dropout=np.zeros_like(self.network.dropout))
+        """Mean loss and flat gradient over all samples, without dropout and noise."""
+        self.network = self.network._replace(dropout=np.zeros_like(self.network.dropout), noise=0.0)
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)
         self.start(
             data,
-            "sgd",
-            np.zeros(1),
+            Update("sgd", np.zeros((1, 1)), np.ones(1), np.zeros((len(self.network.layers), 2), np.int64)),
             np.empty((0, flat.size), flat.dtype),
             0,
             learning_rate=np.zeros((1, 1)),
             shuffle=False,
             first_epoch=0,
-            clip_norm=np.inf,
-            clip_value=np.inf,
             theta=flat,
+            moving=np.empty((2, self._units.size)),
             mode=epoch.NONE,
         )
         self.train(1, 1)
-        layout.convert(self.network.layers, self.network.bias, flat, self.parameters.grad[0], 0, 0, 1)
+        self._unpack(self.parameters.grad[0], flat)
         loss, weight = self._run.sums
         return float(loss / weight), flat
 
@@ -287,8 +319,10 @@ def _total_weight(data: Data) -> float:
     return float(data.weight.sum(dtype=np.float64)) if data.weight.size else float(len(data.X))
 
 
-def _activation(activation: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float]:
-    """Code, address and setting."""
+def _activation(activation: Choice | Custom | None, dtype: np.dtype) -> tuple[int, int, float]:
+    """Code, address and setting, zeros for none."""
+    if activation is None:
+        return 0, 0, 0.0
     if isinstance(activation, Custom):
         return 0, custom_activation(activation).address(dtype), 0.0
     return ACTIVATIONS[activation.name].code, ACTIVATE.address(dtype), activation.setting

@@ -481,6 +481,26 @@ def array_at(typingctx, address, size, number):
     return kind(types.int64, types.int64, number), codegen
 
 
+@intrinsic
+def view(typingctx, array, start, size):
+    """``array[start : start + size]`` of a contiguous 1-D array, with none of the checks that a slice makes."""
+
+    def codegen(context, builder, signature, args):
+        kind, index = signature.args[0], ir.IntType(64)
+        whole, view = context.make_array(kind)(context, builder, args[0]), context.make_array(kind)(context, builder)
+        populate_array(
+            view,
+            data=builder.gep(whole.data, [args[1]], source_etype=context.get_value_type(kind.dtype)),
+            shape=[args[2]],
+            strides=[index(kind.dtype.bitwidth // 8)],
+            itemsize=index(kind.dtype.bitwidth // 8),
+            meminfo=None,
+        )
+        return view._getvalue()
+
+    return array(array, types.int64, types.int64), codegen
+
+
 def _element(context, builder, array_type, array, position):
     data = context.make_array(array_type)(context, builder, array).data
     return builder.gep(data, [position], source_etype=ir.IntType(64))

@@ -1,0 +1,245 @@
+"""Normalization of a block of rows, and of a batch: y = x gain + shift, where x is z standardised.
+
+    layer_norm   x = (z - mean) / sqrt(var + epsilon), over the units of a sample   Ba, Kiros & Hinton (2016)
+    rms_norm     x = z / sqrt(mean(z**2) + epsilon), over the units of a sample     Zhang & Sennrich (2019)
+    batch_norm   x = (z - mean) / sqrt(var + epsilon), over the samples of a batch  Ioffe & Szegedy (2015)
+    scale        x = z
+
+x takes the place of z, and the way back is the same for all: with g = gain delta[y], and the means taken over what the
+statistics were taken over, delta[z] = (g - mean(g) - x mean(g x)) / sqrt(...); rms_norm has no mean(g).
+"""
+
+import math
+
+from ..problem import BATCH_NORM, LAYER_NORM, RMS_NORM, SCALE
+from .jit import inlined, routine
+from .layout import KIND, N_OUT, NODE_IN, NODE_OUT, STATISTICS, W, n_panels
+from .simd import LINE_BYTES, copy_line, sum_line, view
+
+#: What the moving averages take from each batch.
+MOMENTUM = 0.1
+# Rows of Workspace.moments.
+MEAN, DEVIATION, DELTA, DELTA_X = range(4)
+
+
+@routine
+def fill_line(array, start, value):
+    """Set one whole line of a panel."""
+    line = view(array, start, LINE_BYTES // array.itemsize)
+    for lane in range(line.size):
+        line[lane] = value
+
+
+@routine
+def fill(lines, value):
+    for i in range(lines.size):
+        lines[i] = value
+
+
+@routine
+def repeat_line(source, start, lines, n_rows):
+    """Copy one line into all rows."""
+    width = LINE_BYTES // lines.itemsize
+    for r in range(n_rows):
+        copy_line(((source, start), (lines, r * width)))
+
+
+@routine
+def average_rows(lines, n_rows, n):
+    """Each row's sum over n, in all its lanes."""
+    width = LINE_BYTES // lines.itemsize
+    for r in range(n_rows):
+        fill_line(lines, r * width, sum_line(((lines, r * width),)) / lines.dtype.type(n))
+
+
+@inlined
+def panel(array, node, number, work, start, n_rows):
+    """A block's lines of one panel of a node."""
+    width = LINE_BYTES // array.itemsize
+    begin = start + node * work.block_rows + number * work.block_rows * width
+    return view(array, begin, n_rows * width)
+
+
+@routine
+def normalize(layer, parameters, work, start, first, epsilon, n_rows, thread):
+    """One block: z at the layer's input becomes x, and y comes to lie at its output.
+
+    ``first`` is the block's first row in ``work.deviation``. Precondition: ``work.moments`` holds the batch's mean and
+    deviation.
+    """
+    width = LINE_BYTES // work.a.itemsize
+    number = work.a.dtype.type
+    kind, n, panels = layer[KIND], layer[N_OUT], n_panels(layer[N_OUT], width)
+    mean, scale = view(work.lines[thread][0], 0, n_rows * width), view(work.lines[thread][1], 0, n_rows * width)
+    fill(mean, number(0))
+    fill(scale, number(kind == SCALE))
+    if kind == LAYER_NORM:
+        for k in range(panels):
+            z = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
+            for i in range(z.size):
+                mean[i] += z[i]
+        average_rows(mean, n_rows, n)
+    if kind in (LAYER_NORM, RMS_NORM):
+        for k in range(panels):
+            z, lanes = panel(work.a, layer[NODE_IN], k, work, start, n_rows), n - k * width
+            for i in range(z.size):
+                scale[i] += (z[i] - mean[i]) * (z[i] - mean[i]) if (i & (width - 1)) < lanes else number(0)
+        average_rows(scale, n_rows, n)
+        for i in range(scale.size):
+            scale[i] = number(1) / math.sqrt(scale[i] + number(epsilon))
+        for r in range(n_rows):
+            work.deviation[layer[STATISTICS], first + r] = scale[r * width]
+    for k in range(panels):
+        if kind == BATCH_NORM:
+            repeat_line(work.moments[MEAN], layer[STATISTICS] + k * width, mean, n_rows)
+            repeat_line(work.moments[DEVIATION], layer[STATISTICS] + k * width, scale, n_rows)
+        x = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
+        y = panel(work.a, layer[NODE_OUT], k, work, start, n_rows)
+        gain = view(parameters.W, layer[W] + 2 * k * width, width)
+        shift = view(parameters.W, layer[W] + (2 * k + 1) * width, width)
+        for i in range(x.size):
+            x[i] = (x[i] - mean[i]) * scale[i]
+        for r in range(n_rows):
+            x_line, y_line = view(x, r * width, width), view(y, r * width, width)
+            for lane in range(y_line.size):
+                y_line[lane] = x_line[lane] * gain[lane] + shift[lane]
+        if kind == SCALE:
+            fill(panel(work.delta, layer[NODE_OUT], k, work, start, n_rows), number(1))
+
+
+@routine
+def normalize_back(layer, parameters, work, start, first, n_rows, thread):
+    """One block: delta[y] at the layer's output gives delta[z] at its input.
+
+    Precondition: in batch normalization ``work.moments`` holds the means of delta and of delta x.
+    """
+    width = LINE_BYTES // work.a.itemsize
+    number = work.a.dtype.type
+    kind, n, panels = layer[KIND], layer[N_OUT], n_panels(layer[N_OUT], width)
+    lines = work.lines[thread]
+    size = n_rows * width
+    centre, slope, scale = view(lines[0], 0, size), view(lines[1], 0, size), view(lines[2], 0, size)
+    fill(centre, number(0))
+    fill(slope, number(0))
+    for k in range(panels):
+        gain = view(parameters.W, layer[W] + 2 * k * width, width)
+        x = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
+        y_delta = panel(work.delta, layer[NODE_OUT], k, work, start, n_rows)
+        delta = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
+        for r in range(n_rows):
+            line, y_line = view(delta, r * width, width), view(y_delta, r * width, width)
+            for lane in range(line.size):
+                line[lane] = y_line[lane] * gain[lane]
+        if kind != BATCH_NORM:
+            for i in range(x.size):
+                centre[i] += delta[i]
+                slope[i] += delta[i] * x[i]
+    if kind != BATCH_NORM:
+        average_rows(slope, n_rows, n)
+        average_rows(centre, n_rows, n)
+        if kind == RMS_NORM:
+            fill(centre, number(0))
+        for r in range(n_rows):
+            fill_line(scale, r * width, work.deviation[layer[STATISTICS], first + r])
+    for k in range(panels):
+        if kind == BATCH_NORM:
+            place = layer[STATISTICS] + k * width
+            repeat_line(work.moments[DELTA], place, centre, n_rows)
+            repeat_line(work.moments[DELTA_X], place, slope, n_rows)
+            repeat_line(work.moments[DEVIATION], place, scale, n_rows)
+        x = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
+        delta = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
+        lanes = n - k * width
+        for i in range(x.size):
+            inside = (i & (width - 1)) < lanes
+            delta[i] = scale[i] * (delta[i] - centre[i] - x[i] * slope[i]) if inside else number(0)
+
+
+@inlined
+def row_line(array, node, k, work, base, block_size, r):
+    """The line of a batch's row in a node's panel ``k``, whose first block begins at ``base``."""
+    width = LINE_BYTES // array.itemsize
+    column = base + (node + k * width) * work.block_rows
+    return view(array, column + r // work.block_rows * block_size + r % work.block_rows * width, width)
+
+
+@routine
+def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads):
+    """Mean and deviation of z over the batch, and the moving averages; each thread its share of the panels.
+
+    The variance that moves the average is the unbiased one, as in PyTorch.
+    """
+    width = LINE_BYTES // work.a.itemsize
+    number = work.a.dtype.type
+    mean, variance = work.totals[thread, 0], work.totals[thread, 1]
+    for k in range(thread, n_panels(layer[N_OUT], width), n_threads):
+        place = layer[STATISTICS] + k * width
+        fill(mean, 0.0)
+        fill(variance, 0.0)
+        for r in range(n_rows):
+            z = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
+            for lane in range(width):
+                mean[lane] += z[lane]
+        for lane in range(width):
+            mean[lane] /= n_rows
+        for r in range(n_rows):
+            z = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
+            for lane in range(width):
+                variance[lane] += (z[lane] - mean[lane]) ** 2
+        for lane in range(width):
+            work.moments[MEAN, place + lane] = number(mean[lane])
+            work.moments[DEVIATION, place + lane] = number(1.0 / math.sqrt(variance[lane] / n_rows + epsilon))
+            moving_mean, moving_variance = parameters.moving[0], parameters.moving[1]
+            moving_mean[place + lane] += MOMENTUM * (mean[lane] - moving_mean[place + lane])
+            unbiased = variance[lane] / max(n_rows - 1, 1)
+            moving_variance[place + lane] += MOMENTUM * (unbiased - moving_variance[place + lane])
+
+
+@routine
+def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads):
+    """Means over the batch of delta[y] gain, and of that times x; each thread its share of the panels."""
+    width = LINE_BYTES // work.a.itemsize
+    number = work.a.dtype.type
+    total, total_x = work.totals[thread, 0], work.totals[thread, 1]
+    for k in range(thread, n_panels(layer[N_OUT], width), n_threads):
+        place = layer[STATISTICS] + k * width
+        fill(total, 0.0)
+        fill(total_x, 0.0)
+        for r in range(n_rows):
+            x = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
+            delta = row_line(work.delta, layer[NODE_OUT], k, work, 0, block_size, r)
+            for lane in range(width):
+                total[lane] += delta[lane]
+                total_x[lane] += delta[lane] * x[lane]
+        for lane in range(width):
+            gain = parameters.W[layer[W] + 2 * k * width + lane]
+            work.moments[DELTA, place + lane] = gain * number(total[lane] / n_rows)
+            work.moments[DELTA_X, place + lane] = gain * number(total_x[lane] / n_rows)
+
+
+@routine
+def moving_moments(network, parameters, work):
+    """Mean and deviation for inference, from the moving averages."""
+    number = work.a.dtype.type
+    width = LINE_BYTES // work.a.itemsize
+    for depth in network.batch_norms:
+        layer = network.layers[depth]
+        for lane in range(layer[STATISTICS], layer[STATISTICS] + n_panels(layer[N_OUT], width) * width):
+            deviation = 1.0 / math.sqrt(parameters.moving[1, lane] + network.epsilon[depth])
+            work.moments[MEAN, lane] = number(parameters.moving[0, lane])
+            work.moments[DEVIATION, lane] = number(deviation)
+
+
+@inlined
+def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
+    """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
+    width = LINE_BYTES // work.a.itemsize
+    gains, shifts = view(strip, line, width), view(strip, line + width, width)
+    fill(gains, strip.dtype.type(0))
+    fill(shifts, strip.dtype.type(0))
+    for r in range(n_rows):
+        x = row_line(work.a, layer[NODE_IN], k, work, base, block_size, r)
+        delta = row_line(work.delta, layer[NODE_OUT], k, work, base, block_size, r)
+        for lane in range(width):
+            gains[lane] += delta[lane] * x[lane]
+            shifts[lane] += delta[lane]
