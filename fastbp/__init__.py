@@ -1,9 +1,10 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
 from . import schedules
-from .callbacks import Callback, EarlyStopping, WeightAveraging
+from .callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
 from .custom import Activation, DerivativeError, Loss
 from .history import History
+from .lbfgs import LBFGS
 from .mlp import MLP, load
 from .optimizers import SGD, Adadelta, Adagrad, Adam, AdamW, CustomOptimizer, Lion, NAdam, Optimizer, RAdam, RMSprop
 from .validation import DivergedError
@@ -11,6 +12,7 @@ from .validation import DivergedError
 __version__ = "0.1.0"
 
 __all__ = [
+    "LBFGS",
     "MLP",
     "SGD",
     "Activation",
@@ -19,6 +21,7 @@ __all__ = [
     "Adam",
     "AdamW",
     "Callback",
+    "Checkpoint",
     "CustomOptimizer",
     "DerivativeError",
     "DivergedError",

@@ -1,8 +1,9 @@
-"""What can be done between epochs."""
+"""What can be done between epochs, and between updates."""
 
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -18,7 +19,15 @@ if TYPE_CHECKING:
 
 
 class Callback:
-    """Base of callbacks that need the network; a plain callable of the History will do where they do not."""
+    """Base of callbacks that need the network; a plain callable of the History will do where they do not.
+
+    Attributes
+    ----------
+    every : int or None
+        After how many updates `after_updates` is called; None for never.
+    """
+
+    every: int | None = None
 
     def check(self, has_validation_data: bool) -> None:
         """Raise ValueError if the training cannot be watched; called before anything changes."""
@@ -26,7 +35,13 @@ class Callback:
     def begin(self, net: MLP, rates: np.ndarray) -> None:
         """Called before the first epoch.
 
-        ``rates`` (epochs, 1) or (epochs, updates) are the learning rates; those of epochs to come may be changed.
+        ``rates`` (epochs, 1) or (epochs, updates) are the learning rates; those to come may be changed. Every update
+        has its own if the schedule is by step, or a callback has ``every``.
+        """
+
+    def after_updates(self, net: MLP, updates: int, loss: float) -> bool | None:
+        """Called after every ``every`` updates, with their number in this call and the mean loss of the epoch so far;
+        True ends the training. The network holds the parameters as they stand; changing them has no effect.
         """
 
     def after_epoch(self, net: MLP, history: History) -> bool | None:
@@ -104,47 +119,54 @@ class EarlyStopping(Callback):
             )
 
     def begin(self, net: MLP, rates: np.ndarray) -> None:
-        self.best_epoch, self._best, self._theta = 0, math.inf, np.zeros(0)
+        self.best_epoch, self._best = 0, math.inf
+        self._snapshot: Any = None
 
     def after_epoch(self, net: MLP, history: History) -> bool:
         curve = getattr(history, self.monitor)
         if curve[-1] < self._best - self.min_delta:
             self.best_epoch, self._best = len(curve) - 1, curve[-1]
             if self.restore_best:
-                self._theta = net.theta.copy()
+                self._snapshot = net.snapshot()
         return len(curve) - 1 - self.best_epoch >= self.patience
 
     def end(self, net: MLP, history: History) -> None:
-        if self._theta.size:
-            net.theta = self._theta
+        if self._snapshot is not None:
+            net.restore(self._snapshot)
 
 
 @dataclass
 class WeightAveraging(Callback):
-    """In the end, give the network the average of its parameters after each epoch.
+    """In the end, give the network the average of its parameters.
+
+    Moving averages of batch normalizations stay those of the last parameters.
 
     Parameters
     ----------
     start : int
         Epochs before the first that counts.
     decay : float, optional
-        None weighs all epochs alike: stochastic weight averaging (Izmailov et al., 2018). A number in [0, 1) makes it
-        an exponential moving average, decay mean + (1 - decay) theta, that begins with the first.
+        None weighs all alike: stochastic weight averaging (Izmailov et al., 2018). A number in [0, 1) makes it an
+        exponential moving average, decay mean + (1 - decay) theta, that begins with the first.
+    by : {"epoch", "step"}
+        Whether the parameters count after each epoch, or after each update: that runs in the kernels.
     """
 
     start: int = 0
     decay: float | None = None
+    by: str = "epoch"
 
     def __post_init__(self) -> None:
         number_in("start", self.start, at_least=0)
         if self.decay is not None:
             number_in("decay", self.decay, at_least=0, below=1)
+        choice("by", self.by, ("epoch", "step"))
 
     def begin(self, net: MLP, rates: np.ndarray) -> None:
         self._mean, self._epochs = np.zeros(net.n_parameters), 0
 
     def after_epoch(self, net: MLP, history: History) -> None:
-        if history.epochs <= self.start:
+        if self.by == "step" or history.epochs <= self.start:
             return
         self._epochs += 1
         share = 1 / self._epochs if self.decay is None or self._epochs == 1 else 1 - self.decay
@@ -153,3 +175,38 @@ class WeightAveraging(Callback):
     def end(self, net: MLP, history: History) -> None:
         if self._epochs:
             net.theta = self._mean
+
+
+@dataclass
+class Checkpoint(Callback):
+    """Save the network from time to time.
+
+    Parameters
+    ----------
+    path : path-like
+        May hold ``{epochs}``, the network's, and ``{updates}``, those in this call; a file that exists is replaced.
+    every : int, optional
+        After how many updates; None for after each epoch, where ``{updates}`` is not known.
+    """
+
+    path: str | os.PathLike
+    every: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.every is not None:
+            count("every", self.every)
+        try:
+            self._name(0, 0)
+        except (KeyError, IndexError, ValueError):
+            raise ValueError(f"path may hold {{epochs}} and, with every, {{updates}}, it is {self.path!r}") from None
+
+    def _name(self, epochs: int, updates: int) -> str:
+        numbers = {"epochs": epochs} if self.every is None else {"epochs": epochs, "updates": updates}
+        return os.fspath(self.path).format(**numbers)
+
+    def after_epoch(self, net: MLP, history: History) -> None:
+        if self.every is None:
+            net.save(self._name(net.epochs, 0))
+
+    def after_updates(self, net: MLP, updates: int, loss: float) -> None:
+        net.save(self._name(net.epochs, updates))

@@ -40,6 +40,12 @@ class History:
         """Number of completed epochs."""
         return len(self.loss)
 
+    def add_scores(self, scores: dict[str, float]) -> None:
+        """Append the validation data's loss and metrics after an epoch."""
+        self.val_loss.append(scores["loss"])
+        for name, curve in self.val_metrics.items():
+            curve.append(scores[name])
+
     def to_frame(self) -> Any:
         """The curves as a pandas.DataFrame, one row per epoch, metrics as val_<name>.
 

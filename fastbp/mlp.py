@@ -6,30 +6,28 @@ import math
 import os
 import secrets
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from itertools import pairwise
 from typing import Any
 
 import numpy as np
-from tqdm import tqdm
 
 from . import custom, io, parameters, validation
 from .backend import Data, Session, Topology, Update, open_session
-from .callbacks import Callback, PlainCallback, Reduction
+from .callbacks import Callback, PlainCallback, Reduction, WeightAveraging
 from .custom import Activation
 from .history import History
 from .kernels.activations import ACTIVATIONS
 from .kernels.losses import LOSSES
 from .kernels.problem import NORMALIZATIONS, Choice, Custom
+from .lbfgs import LBFGS
 from .metrics import CLASSES, choose, scores
 from .optimizers import Adam, Optimizer, as_optimizer
 from .parameters import Views
 from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
-from .validation import DivergedError
+from .training import Training
 
-#: The compiled loop returns to Python about this often, in seconds: progress and Ctrl-C live there.
-TURN_SECONDS = 0.05
 #: Rows of a batch for evaluation: enough for all threads.
 EVALUATION_ROWS = 1024
 
@@ -118,6 +116,14 @@ class MLP:
         If an argument is out of its range.
     """
 
+    weights: tuple[np.ndarray, ...]
+    biases: tuple[np.ndarray, ...]
+    gains: tuple[np.ndarray, ...]
+    shifts: tuple[np.ndarray, ...]
+    input_scale: np.ndarray | None
+    running_means: tuple[np.ndarray, ...]
+    running_variances: tuple[np.ndarray, ...]
+
     def __init__(
         self,
         layer_sizes: Sequence[int],
@@ -128,7 +134,7 @@ class MLP:
         l1: float = 0.0,
         l2: float = 0.0,
         penalty_by_batch: bool = False,
-        normalization: str | None | Sequence[str | None] = None,
+        normalization: str | Sequence[str | None] | None = None,
         residual: bool | Sequence[bool] = False,
         scale_inputs: bool = False,
         input_noise: float = 0.0,
@@ -273,9 +279,10 @@ class MLP:
         *,
         sample_weight: Any = None,
         class_weight: Mapping[int, float] | Sequence[float] | str | None = None,
-        optimizer: str | Optimizer = "adam",
+        optimizer: str | Optimizer | LBFGS = "adam",
         batch_size: int = 32,
         epochs: int = 10,
+        steps: int | None = None,
         shuffle: bool = True,
         validation_data: Sequence[Any] | None = None,
         metrics: Sequence[str] = (),
@@ -301,12 +308,16 @@ class MLP:
         class_weight : dict or sequence of float or "balanced", optional
             With integer labels: a weight above 0 for each class, which multiplies that of its samples. "balanced"
             takes n_samples / (n_classes count of the class), as scikit-learn does.
-        optimizer : str or Optimizer
-            "sgd", "adam" or "adamw" with default settings, or an instance, whose state carries on.
+        optimizer : str, Optimizer or LBFGS
+            A name (sgd, adam, adamw, nadam, radam, lion, adagrad, adadelta, rmsprop, lbfgs) for default settings, or an
+            instance, whose state carries on. With L-BFGS an epoch is an iteration over all samples at once, and
+            ``batch_size`` and ``shuffle`` mean nothing.
         batch_size : int
             Samples of a minibatch; the last of an epoch may be shorter.
         epochs : int
             Passes over the data in this call.
+        steps : int, optional
+            Updates in this call, in place of ``epochs``; the last epoch may be cut short, and counts as one.
         shuffle : bool
             Draw a new order in each epoch.
         validation_data : (X, y) or (X, y, sample_weight), optional
@@ -346,11 +357,16 @@ class MLP:
         """
         batch_size, epochs = validation.count("batch_size", batch_size), validation.count("epochs", epochs)
         accumulate = validation.count("accumulate", accumulate)
+        if steps is not None:
+            steps = validation.count("steps", steps)
         if threads is not None:
             threads = validation.count("threads", threads)
         norm = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
         value = math.inf if clip_value is None else validation.number_in("clip_value", clip_value, above=0)
-        optimizer = as_optimizer(optimizer)
+        if optimizer == "lbfgs":
+            optimizer = LBFGS()
+        if not isinstance(optimizer, LBFGS):
+            optimizer = as_optimizer(optimizer)
         if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
             raise TypeError(f"callbacks must be a sequence of Callbacks or callables, it is {callbacks!r}")
         watchers = [c if isinstance(c, Callback) else PlainCallback(c) for c in callbacks]
@@ -376,21 +392,36 @@ class MLP:
         chosen = choose(metrics, self._loss.targets)
         if chosen and held_out is None:
             raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
-        slots, step = optimizer.state(self.n_parameters, self.dtype)
         for callback in watchers:
             callback.check(held_out is not None)
+        averaging = next((c for c in watchers if isinstance(c, WeightAveraging) and c.by == "step"), None)
+        history = History(val_metrics={name: [] for name in chosen})
+        if isinstance(optimizer, LBFGS):
+            optimizer.check(
+                self._topology,
+                schedule=type(schedule) is not Schedule,
+                clip_norm=clip_norm is not None,
+                clip_value=clip_value is not None,
+                accumulate=accumulate > 1,
+                steps=steps is not None,
+                **{"a callback between updates": averaging is not None or any(c.every for c in watchers)},
+            )
+            return self._minimize(optimizer, data, epochs, held_out, chosen, watchers, threads, device, history)
+        slots, step = optimizer.state(self.n_parameters, self.dtype)
+        groups = optimizer.groups(self._topology)
         batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
-        rates = learning_rates(schedule, optimizer.learning_rate, epochs, -(-len(data.X) // update_rows))
-        n_layers = len(self._topology.layers)
-        update = Update(
-            optimizer.rule,
-            optimizer.hyper[None],
-            np.ones(1),
-            np.zeros((n_layers, 2), np.int64),
-            norm,
-            value,
-        )
-        with open_session(device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads) as session:
+        epoch_updates = -(-len(data.X) // update_rows)
+        epochs = epochs if steps is None else -(-steps // epoch_updates)
+        rates = learning_rates(schedule, optimizer.learning_rate, epochs, epoch_updates)
+        if any(callback.every for callback in watchers):
+            rates = np.repeat(rates, epoch_updates // rates.shape[1], axis=1)
+        update = Update(optimizer.rule, *groups, norm, value)
+        if averaging is not None:
+            decay = math.inf if averaging.decay is None else averaging.decay
+            update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
+        with open_session(
+            device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads
+        ) as session:
             session.start(
                 data,
                 update,
@@ -406,78 +437,54 @@ class MLP:
                 watchers.append(Reduction(schedule))
             for callback in watchers:
                 callback.begin(self, rates)
-            history = History(val_metrics={name: [] for name in chosen})
+            score = None if held_out is None else partial(self._scores, session, held_out, chosen)
+            n_updates = steps or epochs * epoch_updates
             try:
-                self._train(
-                    session, optimizer, slots, history, rates, len(data.X), held_out, chosen, watchers, progress
+                Training(self, session, optimizer, slots, rates, len(data.X), n_updates, score, watchers, progress).run(
+                    history
                 )
+                if session.published_step > update.average_from and averaging is not None:
+                    self.theta = session.average()
             finally:
                 for callback in watchers:
                     callback.end(self, history)
             return history
 
-    def _train(
+    def _minimize(
         self,
-        session: Session,
-        optimizer: Optimizer,
-        slots: np.ndarray,
-        history: History,
-        rates: np.ndarray,
-        n_samples: int,
+        optimizer: LBFGS,
+        data: Data,
+        epochs: int,
         held_out: Data | None,
         metrics: dict[str, Choice],
         callbacks: Sequence[Callback],
-        progress: bool | None,
-    ) -> None:
-        """Run a started session: turns of compiled updates, with reports between them."""
-        epochs = len(rates)
-        step_by_step = held_out is not None or bool(callbacks)
-        turn, done, stop, training_seconds, first_epoch = 1, 0, False, 0.0, self.epochs
-        bar = tqdm(
-            total=epochs * n_samples,
-            unit=" samples",
-            unit_scale=True,
-            disable=None if progress is None else not progress,
-        )
-        with bar:
-            while history.epochs < epochs and not stop:
-                before, started = history.epochs, time.perf_counter()
-                try:
-                    now = session.train(turn, before + 1 if step_by_step else epochs)
-                except KeyboardInterrupt:
-                    session.publish()
-                    optimizer.keep(slots, session.published_step)
-                    raise
-                seconds = time.perf_counter() - started
-                training_seconds += seconds
-                progressed = now.epochs * n_samples + now.position - done
-                done += progressed
-                turn = max(1, int(progressed / session.update_rows * TURN_SECONDS / seconds))
-                bar.update(progressed)
-                completed = now.epochs - before
-                if completed:
-                    self.epochs = first_epoch + now.epochs
-                    optimizer.keep(slots, session.published_step)
-                if now.diverged:
-                    raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
-                if not completed:
-                    continue
-                history.loss += session.losses[before : now.epochs].tolist()
-                history.seconds += [training_seconds / completed] * completed
-                history.learning_rate += rates[before : now.epochs, 0].tolist()
-                history.samples_per_second += [n_samples * completed / training_seconds] * completed
-                training_seconds = 0.0
-                if held_out is not None:
-                    quality = self._scores(session, held_out, metrics)
-                    history.val_loss.append(quality.pop("loss"))
-                    for name, score in quality.items():
-                        history.val_metrics[name].append(score)
-                bar.set_postfix(
-                    epoch=f"{history.epochs}/{epochs}",
-                    loss=f"{history.loss[-1]:.4g}",
-                    **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
-                )
-                stop = any([callback.after_epoch(self, history) is True for callback in callbacks])
+        threads: int | None,
+        device: str,
+        history: History,
+    ) -> History:
+        """Train by a method that looks at all samples at once."""
+        n_samples = len(data.X)
+        with open_session(device, self._topology, self._theta, self._moving, n_samples, None, threads) as session:
+
+            def loss_and_gradients(theta: np.ndarray) -> tuple[float, np.ndarray]:
+                session.load(theta.astype(self.dtype))
+                loss, grad = session.gradients(data)
+                return loss, grad.astype(np.float64)
+
+            for callback in callbacks:
+                callback.begin(self, np.full((epochs, 1), math.nan))
+
+            def score(held_out: Data) -> dict[str, float]:
+                session.load(self._theta)
+                return self._scores(session, held_out, metrics)
+
+            scorer = None if held_out is None else partial(score, held_out)
+            try:
+                optimizer.minimize(self, loss_and_gradients, epochs, n_samples, scorer, callbacks, history)
+            finally:
+                for callback in callbacks:
+                    callback.end(self, history)
+        return history
 
     def partial_fit(
         self,
@@ -631,6 +638,14 @@ class MLP:
             weight = data.weight if data.weight.size else None
             result |= scores(chosen, targets, z, predictions, weight)
         return result
+
+    def snapshot(self) -> tuple[np.ndarray, np.ndarray]:
+        """A copy of all that training changes, for `restore`."""
+        return self._theta.copy(), self._moving.copy()
+
+    def restore(self, snapshot: tuple[np.ndarray, np.ndarray]) -> None:
+        """Go back to what `snapshot` gave."""
+        self._theta[:], self._moving[:] = snapshot
 
     def save(self, path: str | os.PathLike) -> None:
         """Write the network to a safetensors file, which holds no code.

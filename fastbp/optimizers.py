@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 
 import numpy as np
 from numba import njit
 from numba.core.dispatcher import Dispatcher
 
 from .kernels.optimizers import OPTIMIZERS
-from .kernels.problem import CustomRule
-from .validation import choice, count, settings_in
+from .kernels.problem import DENSE, CustomRule, Topology
+from .validation import choice, count, number_in, settings_in
 
 #: What settings may be, by their names.
 BOUNDS: dict[str, dict[str, float]] = {
@@ -35,9 +35,17 @@ class Optimizer:
 
     The state belongs to one network: moments in the layout of ``net.theta`` and the number of updates made.
     Passing the same instance to another call continues where it stopped.
+
+    Parameters
+    ----------
+    learning_rate : float
+    layer_rates : sequence of float, optional
+        What multiplies the learning rate of each dense layer, with its bias and its normalization, at least 0; the
+        gains of inputs belong to the first. A layer of rate 0 stays as it is.
     """
 
     learning_rate: float
+    layer_rates: Sequence[float] | None = field(default=None, kw_only=True)
 
     def __post_init__(self) -> None:
         self.check()
@@ -46,6 +54,11 @@ class Optimizer:
     def check(self) -> None:
         """Raise ValueError or TypeError if a setting is out of its range."""
         settings_in(self, BOUNDS)
+        if self.layer_rates is not None:
+            if isinstance(self.layer_rates, str) or not isinstance(self.layer_rates, (Sequence, np.ndarray)):
+                raise TypeError(f"layer_rates must be a sequence of numbers, it is {self.layer_rates!r}")
+            for rate in self.layer_rates:
+                number_in("layer_rates", rate, at_least=0)
 
     @property
     def rule(self) -> str | CustomRule:
@@ -64,6 +77,27 @@ class Optimizer:
         hyper = np.zeros(N_HYPER)
         hyper[: len(names) - 1] = [getattr(self, name) for name in names if name != "learning_rate"]
         return hyper
+
+    def groups(self, topology: Topology) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """The groups of parameters: settings (n_groups, n) and rates (n_groups,) of each, and which of them W and b of
+        each of the topology's layers belong to (n_layers, 2).
+
+        Raises
+        ------
+        ValueError
+            If ``layer_rates`` are not those of the network.
+        """
+        layers = topology.layers
+        if self.layer_rates is None:
+            return self.hyper[None], np.ones(1), np.zeros((len(layers), 2), np.int64)
+        n_dense = len(topology.layer_sizes) - 1
+        if len(self.layer_rates) != n_dense:
+            raise ValueError(
+                f"layer_rates must be one number per layer ({n_dense}), it has {len(self.layer_rates)} numbers"
+            )
+        dense = np.maximum(np.cumsum([layer.kind == DENSE for layer in layers]) - 1, 0)
+        rates = np.array(self.layer_rates, np.float64)
+        return np.tile(self.hyper, (n_dense, 1)), rates, np.stack([dense, dense], axis=1)
 
     def reset(self) -> None:
         """Forget the state."""

@@ -62,7 +62,9 @@ def views(topology: Topology, theta: np.ndarray, moving: np.ndarray) -> Views:
             found["running_means"].append(moving[0, unit : unit + layer.n_out])
             found["running_variances"].append(moving[1, unit : unit + layer.n_out])
             unit += layer.n_out
-    return Views(input_scale=input_scale, **{name: tuple(found[name]) for name in Views._fields if name != "input_scale"})
+    return Views(
+        input_scale=input_scale, **{name: tuple(found[name]) for name in Views._fields if name != "input_scale"}
+    )
 
 
 def uniform(variance: Callable[[int, int], float]) -> Callable:

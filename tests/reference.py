@@ -356,6 +356,7 @@ def loss_and_gradients(network, theta, X, y, weight=None):
     grad = np.empty_like(theta)
     of = layers(network, grad)
     delta = w[:, None] * loss.delta(z[-1], t, p)  # (n_samples, n_out)
+    of_output = np.zeros(0)  # dLoss/da of what a layer gives
     for layer in reversed(range(len(W))):
         of.gain[layer][:] = (delta * x[layer]).sum(axis=0)  # (n_out,)
         of.shift[layer][:] = delta.sum(axis=0)
@@ -368,8 +369,8 @@ def loss_and_gradients(network, theta, X, y, weight=None):
         of.b[layer][:] = delta.sum(axis=0)  # (n_out,)
         back = delta @ W[layer].T  # (n_samples, n_in): dLoss/da[layer]
         if layer < len(network.activations) and network.residual and network.residual[layer]:
-            back += of_sum
-        of_sum = back
+            back += of_output
+        of_output = back
         if layer > 0:
             (_, df, _), p = read(network.activations[layer - 1], ACTIVATIONS)
             delta = back * df(z[layer - 1], f[layer - 1], p)

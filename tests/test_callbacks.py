@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import numpy as np
 import pytest
-from cases import make_case
+import reference
+from cases import batches, make_case
 
 import fastbp
 
@@ -82,3 +85,123 @@ def test_history_as_a_frame(rng):
     frame = case.net.fit(case.X, case.y, epochs=4).to_frame()
     assert list(frame) == ["loss", "seconds", "samples_per_second", "learning_rate"]
     assert len(frame) == 4
+
+
+@pytest.mark.parametrize("start", [0, 2])
+@pytest.mark.parametrize("decay", [None, 0.7])
+def test_weight_averaging_by_step(rng, decay, start):
+    case = make_case(rng, (5, 17, 3), n_samples=31)
+    recorder = EveryUpdate()
+    average = fastbp.WeightAveraging(start, decay, by="step")
+    case.net.fit(case.X, case.y, batch_size=8, epochs=4, callbacks=[recorder, average])
+    mean = None
+    for k, theta in enumerate(recorder.thetas[4 * start :]):
+        share = 1 / (k + 1) if decay is None or k == 0 else 1 - decay
+        mean = theta if mean is None else mean + share * (theta - mean)
+    np.testing.assert_allclose(case.net.theta, mean, rtol=1e-12)
+
+
+class EveryUpdate(fastbp.Callback):
+    every = 1
+
+    def __init__(self, stop_after=None):
+        self.thetas, self.losses, self.stop_after = [], [], stop_after
+
+    def after_updates(self, net, updates, loss):
+        self.thetas.append(net.theta.copy())
+        self.losses.append(loss)
+        assert updates == len(self.losses)
+        return updates == self.stop_after
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7, 12])
+def test_steps_in_place_of_epochs(rng, steps):
+    """31 samples in batches of 8 are 4 updates an epoch; the updates are those of whole epochs."""
+    start = deepcopy(rng)
+    case = make_case(deepcopy(start), (5, 17, 3), n_samples=31)
+    recorder = EveryUpdate()
+    whole = case.net.fit(case.X, case.y, batch_size=8, epochs=3, callbacks=[recorder])
+    case = make_case(deepcopy(start), (5, 17, 3), n_samples=31)
+    history = case.net.fit(case.X, case.y, batch_size=8, steps=steps)
+    assert np.array_equal(case.net.theta, recorder.thetas[steps - 1])
+    assert history.epochs == case.net.epochs == -(-steps // 4)
+    assert history.loss[: steps // 4] == whole.loss[: steps // 4]
+    assert history.loss[-1] == recorder.losses[steps - 1]
+    assert len(history.seconds) == len(history.samples_per_second) == len(history.learning_rate) == history.epochs
+
+
+def test_steps_continue_with_the_optimizer(rng):
+    """Twice 6 updates are two epochs cut short, not three whole ones: each starts anew, with the moments kept."""
+    case = make_case(rng, (5, 17, 3), n_samples=31)
+    theta, rows = case.net.theta.copy(), batches(31, 8)
+    adam = fastbp.Adam()
+    for _ in range(2):
+        case.net.fit(case.X, case.y, batch_size=8, steps=6, shuffle=False, optimizer=adam)
+    order = [*rows, *rows[:2], *rows, *rows[:2]]
+    _, expected = reference.train(case.network, theta, case.X, case.y, order, "adam", learning_rate=0.001)
+    np.testing.assert_allclose(case.net.theta, expected, rtol=1e-9)
+
+
+def test_a_callback_between_updates_stops_and_changes_the_learning_rate(rng):
+    case = make_case(rng, (5, 17, 3), n_samples=31)
+    stopper = EveryUpdate(stop_after=6)
+    history = case.net.fit(case.X, case.y, batch_size=8, epochs=5, callbacks=[stopper])
+    assert history.epochs == 2
+    assert np.array_equal(case.net.theta, stopper.thetas[-1])
+
+    class Freeze(EveryUpdate):
+        def begin(self, net, rates):
+            self.rates = rates
+
+        def after_updates(self, net, updates, loss):
+            super().after_updates(net, updates, loss)
+            if updates == 5:
+                self.rates.ravel()[5:] = 0
+
+    freeze = Freeze()
+    case.net.fit(case.X, case.y, batch_size=8, epochs=3, callbacks=[freeze])
+    assert not np.array_equal(freeze.thetas[3], freeze.thetas[4])
+    assert all(np.array_equal(theta, freeze.thetas[4]) for theta in freeze.thetas[4:])
+
+
+def test_checkpoints(rng, tmp_path):
+    case = make_case(rng, (5, 17, 3), n_samples=31)
+    recorder = EveryUpdate()
+    by_epoch = fastbp.Checkpoint(tmp_path / "epoch-{epochs}")
+    by_update = fastbp.Checkpoint(f"{tmp_path}/update-{{updates}}", every=3)
+    case.net.fit(case.X, case.y, batch_size=8, epochs=2, callbacks=[recorder, by_epoch, by_update])
+    assert {path.name for path in tmp_path.iterdir()} == {"epoch-1", "epoch-2", "update-3", "update-6"}
+    for name, update in [("epoch-1", 4), ("epoch-2", 8), ("update-3", 3), ("update-6", 6)]:
+        assert np.array_equal(fastbp.load(tmp_path / name).theta, recorder.thetas[update - 1])
+    with pytest.raises(ValueError, match=r"path may hold \{epochs\} and, with every, \{updates\}"):
+        fastbp.Checkpoint("net-{updates}")
+
+
+@pytest.mark.parametrize("name", ["adam", "sgd", "adamw"])
+def test_layer_rates(rng, name):
+    """Each layer learns as if its rate were everybody's, from the gradient of all."""
+    rates = (0.0, 1.0, 0.3)
+    case = make_case(rng, (5, 17, 9, 3), normalization=["layer_norm", None], scale_inputs=True)
+    start = case.net.theta.copy()
+    kind = {"adam": fastbp.Adam, "sgd": fastbp.SGD, "adamw": fastbp.AdamW}[name]
+    case.net.train_on_batch(case.X, case.y, optimizer=kind(0.01, layer_rates=rates))
+    changed = deepcopy(case.net)
+    parts = [(0, "weights"), (0, "biases"), (1, "weights"), (1, "biases"), (2, "weights"), (2, "biases")]
+    for rate in {0.01 * rate for rate in rates if rate}:
+        case.net.theta[:] = start
+        case.net.train_on_batch(case.X, case.y, optimizer=kind(rate))
+        for layer, attribute in parts:
+            if 0.01 * rates[layer] == rate:
+                assert np.array_equal(getattr(changed, attribute)[layer], getattr(case.net, attribute)[layer])
+    case.net.theta[:] = start
+    for layer, attribute in [*parts[:2], (0, "gains"), (0, "shifts")]:
+        assert np.array_equal(getattr(changed, attribute)[layer], getattr(case.net, attribute)[layer])
+    assert np.array_equal(changed.input_scale, case.net.input_scale)
+
+
+def test_layer_rates_are_checked(rng):
+    case = make_case(rng, (5, 17, 3))
+    with pytest.raises(ValueError, match=r"layer_rates must be one number per layer \(2\), it has 3 numbers"):
+        case.net.fit(case.X, case.y, optimizer=fastbp.Adam(layer_rates=(1, 1, 1)))
+    with pytest.raises(ValueError, match=r"layer_rates must be .*at least 0"):
+        fastbp.Adam(layer_rates=(1, -1))

@@ -10,6 +10,7 @@ from fastbp.kernels.losses import LOSSES
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 ACTIVATION_SPECS, LOSS_SPECS = specs(ACTIVATIONS), specs(LOSSES)
+EXPONENTIAL = ("poisson", "gamma", "gaussian_nll")
 CLASSIFICATION = ("cross_entropy", "binary_cross_entropy", "hinge")
 
 
@@ -74,7 +75,7 @@ def test_every_activation_with_every_loss(rng, activation, loss, soft, dtype):
     assert_matches_oracle(make_case(rng, (7, 17, 5, 4), loss, activation=activation, dtype=dtype, soft=soft))
 
 
-@pytest.mark.parametrize("loss", [loss for loss in LOSS_SPECS if loss .partition("(")[0] not in ("poisson", "gamma", "gaussian_nll")])
+@pytest.mark.parametrize("loss", [loss for loss in LOSS_SPECS if not loss.startswith(EXPONENTIAL)])
 def test_large_logits_do_not_overflow(rng, loss):
     case = make_case(rng, (5, 7, 4), loss)
     case.net.weights[-1][...] *= 1000

@@ -22,7 +22,7 @@ def fit(request, rng, monkeypatch):
     Every return to Python in mid-training allocates a little for a while. It comes by the clock, which is
     taken away here, so that all fits return equally often.
     """
-    monkeypatch.setattr(fastbp.mlp, "TURN_SECONDS", 1e9)
+    monkeypatch.setattr(fastbp.training, "TURN_SECONDS", 1e9)
     case = make_case(rng, (64, 128, 10), "cross_entropy", n_samples=N_SAMPLES, dtype="float32")
 
     def fit(**settings):

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from copy import deepcopy
+from itertools import pairwise
 
 import numpy as np
 import pytest
 import reference
-from cases import BATCHES, batches, make_case, optimizer, relative_error, specs
+from cases import BATCHES, batches, make_case, relative_error, specs
 
 import fastbp
 from fastbp.kernels.problem import NORMALIZATIONS
@@ -53,7 +54,7 @@ def test_random_structure(rng, draw, dtype):
         bias=bool(rng.integers(2)),
         weighted=bool(rng.integers(2)),
         normalization=[[None, *SPECS][k] for k in rng.integers(len(SPECS) + 1, size=depth)],
-        residual=[bool(rng.integers(2)) and a == b for a, b in zip(sizes[:-2], sizes[1:-1], strict=True)],
+        residual=[bool(rng.integers(2)) and a == b for a, b in pairwise(sizes[:-1])],
         scale_inputs=bool(rng.integers(2)),
     )
     assert_matches_oracle(case)
@@ -86,7 +87,7 @@ def test_trains_like_the_oracle(rng, structure, settings):
     settings = {"batch_size": 64} | settings
     rows = batches(len(case.X), settings["batch_size"], epochs=3)
     clip = settings.get("clip_norm")
-    losses, theta = reference.train(
+    _, theta = reference.train(
         *case.exact, case.y, rows, "adam", weight=case.weight, clip_norm=clip, learning_rate=0.001
     )
     case.net.fit(case.X, case.y, sample_weight=case.weight, epochs=3, shuffle=False, **settings)

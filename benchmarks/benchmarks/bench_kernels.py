@@ -14,7 +14,6 @@ from fastbp.kernels.cpu.forward import forward
 from fastbp.kernels.cpu.gradient import UPDATE, gradient
 from fastbp.kernels.cpu.jit import entry
 
-
 from .timing import seconds_each
 
 ROWS = 128

@@ -156,8 +156,7 @@ class Session:
         starts = [(table[k, layout.STATISTICS], layers[k].n_out) for k in batch_norms]
         self._units = np.array([unit for start, n in starts for unit in range(start, start + n)], np.int64)
         self.parameters.moving[:, self._units] = moving
-        self._pack(theta, self.parameters.W)
-        layout.transpose(table, self.parameters)
+        self.load(theta)
 
     def __enter__(self) -> "Session":
         return self
@@ -165,6 +164,11 @@ class Session:
     def __exit__(self, *exception) -> None:
         with _idle_lock:
             _idle_teams[self.n_threads].append(self._team)
+
+    def load(self, theta: np.ndarray) -> None:
+        """Take over other parameters."""
+        self._pack(theta, self.parameters.W)
+        layout.transpose(self.network.layers, self.parameters)
 
     def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
         layout.convert(self.network.layers, flat, panels, 1, 0, 1)
@@ -261,6 +265,11 @@ class Session:
     def published_step(self) -> int:
         """Updates that the optimizer had made when ``theta`` and ``slots`` were written."""
         return int(self._run.cursor[epoch.PUBLISHED])
+
+    @property
+    def running_loss(self) -> float:
+        """Mean training loss of the running epoch so far, or of the one that has just ended."""
+        return float(self._run.sums[0] / self._run.sums[1])
 
     @property
     def losses(self) -> np.ndarray:

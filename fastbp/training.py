@@ -1,0 +1,128 @@
+"""The training loop: turns of compiled updates, with reports between them."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+from tqdm import tqdm
+
+from .backend import Session
+from .callbacks import Callback
+from .history import History
+from .optimizers import Optimizer
+from .validation import DivergedError
+
+if TYPE_CHECKING:
+    from .mlp import MLP
+
+#: The compiled loop returns to Python about this often, in seconds: progress and Ctrl-C live there.
+TURN_SECONDS = 0.05
+
+
+@dataclass
+class Training:
+    """A started session, and who wants to know about it.
+
+    Attributes
+    ----------
+    slots : (n_slots, n_parameters) array
+        The optimizer's state, which the session writes.
+    rates : (epochs, 1) or (epochs, updates) array
+        Learning rates, which the session reads.
+    n_samples, n_updates : int
+        Samples of an epoch, and updates in all.
+    score : callable, optional
+        Gives the loss and the metrics on validation data.
+    """
+
+    net: MLP
+    session: Session
+    optimizer: Optimizer
+    slots: np.ndarray
+    rates: np.ndarray
+    n_samples: int
+    n_updates: int
+    score: Callable[[], dict[str, float]] | None
+    callbacks: Sequence[Callback]
+    progress: bool | None
+
+    def run(self, history: History) -> None:
+        """Train, and write down the curves; an epoch that ``n_updates`` cut short counts as one.
+
+        Raises
+        ------
+        DivergedError
+        """
+        session, epochs = self.session, len(self.rates)
+        epoch_updates = -(-self.n_samples // session.update_rows)
+        epoch_by_epoch = self.score is not None or bool(self.callbacks)
+        turn, updates, samples, stop, seconds, first_epoch = 1, 0, 0, False, 0.0, self.net.epochs
+        bar = tqdm(
+            total=min(self.n_samples * epochs, self.n_updates * session.update_rows),
+            unit=" samples",
+            unit_scale=True,
+            disable=None if self.progress is None else not self.progress,
+        )
+        with bar:
+            while updates < self.n_updates and not stop:
+                before, started = history.epochs, time.perf_counter()
+                try:
+                    now = session.train(
+                        min(turn, self._pause(updates) - updates), before + 1 if epoch_by_epoch else epochs
+                    )
+                except KeyboardInterrupt:
+                    session.publish()
+                    self.optimizer.keep(self.slots, session.published_step)
+                    raise
+                turn_seconds = time.perf_counter() - started
+                seconds += turn_seconds
+                progressed = now.epochs * self.n_samples + now.position - samples
+                samples += progressed
+                updates = now.epochs * epoch_updates + -(-now.position // session.update_rows)
+                turn = max(1, int(progressed / session.update_rows * TURN_SECONDS / turn_seconds))
+                bar.update(progressed)
+                self.net.epochs = first_epoch + now.epochs
+                if now.diverged:
+                    self.optimizer.keep(self.slots, session.published_step)
+                    raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
+                stop = self._after_updates(updates)
+                is_cut = now.position > 0 and (stop or updates == self.n_updates)
+                completed = now.epochs - before + is_cut
+                if not completed:
+                    continue
+                if is_cut:
+                    self.net.epochs += 1
+                    session.publish()
+                self.optimizer.keep(self.slots, session.published_step)
+                history.loss += session.losses[before : now.epochs].tolist() + [session.running_loss] * is_cut
+                n_samples = [self.n_samples] * (now.epochs - before) + [now.position] * is_cut
+                history.seconds += [seconds * n / sum(n_samples) for n in n_samples]
+                history.samples_per_second += [sum(n_samples) / seconds] * completed
+                history.learning_rate += self.rates[before : before + completed, 0].tolist()
+                seconds = 0.0
+                if self.score is not None:
+                    history.add_scores(self.score())
+                bar.set_postfix(
+                    epoch=f"{history.epochs}/{epochs}",
+                    loss=f"{history.loss[-1]:.4g}",
+                    **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
+                )
+                stop |= any([callback.after_epoch(self.net, history) is True for callback in self.callbacks])
+
+    def _pause(self, updates: int) -> int:
+        """The update after which somebody wants to be called, or that is the last."""
+        calls = [(updates // callback.every + 1) * callback.every for callback in self.callbacks if callback.every]
+        return min([self.n_updates, *calls])
+
+    def _after_updates(self, updates: int) -> bool:
+        """Call who wants to be called after so many updates, with the network as it stands; whether to stop."""
+        due = [callback for callback in self.callbacks if callback.every and updates % callback.every == 0]
+        if due:
+            self.session.publish()
+            self.optimizer.keep(self.slots, self.session.published_step)
+            loss = self.session.running_loss
+        return any([callback.after_updates(self.net, updates, loss) is True for callback in due])
