@@ -1,7 +1,7 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
 from . import schedules
-from .callbacks import Callback, Checkpoint, EarlyStopping, WeightAveraging
+from .callbacks import Annealing, Callback, Checkpoint, EarlyStopping, WeightAveraging
 from .custom import Activation, DerivativeError, Loss
 from .history import History
 from .lbfgs import LBFGS
@@ -20,6 +20,7 @@ __all__ = [
     "Adagrad",
     "Adam",
     "AdamW",
+    "Annealing",
     "Callback",
     "Checkpoint",
     "CustomOptimizer",

@@ -4,18 +4,38 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Collection
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .history import History
-from .schedules import ReduceOnPlateau
+from .metrics import METRICS
+from .schedules import ReduceOnPlateau, Schedule
 from .validation import choice, count, number_in
 
 if TYPE_CHECKING:
     from .mlp import MLP
+
+
+class Controls(NamedTuple):
+    """What may be changed in the middle of a training, by writing into it.
+
+    Attributes
+    ----------
+    rates : (epochs, 1) or (epochs, updates) array
+        Learning rates; every update has its own if the schedule is by step, or a callback has ``every``. Only those
+        to come matter.
+    dropout : array
+        Probabilities of dropping a unit.
+    weight_decay : array
+        The optimizer's; empty if it has none.
+    """
+
+    rates: np.ndarray
+    dropout: np.ndarray
+    weight_decay: np.ndarray
 
 
 class Callback:
@@ -29,15 +49,11 @@ class Callback:
 
     every: int | None = None
 
-    def check(self, has_validation_data: bool) -> None:
-        """Raise ValueError if the training cannot be watched; called before anything changes."""
+    def check(self, curves: Collection[str]) -> None:
+        """Raise ValueError if curves of these names are not enough; called before anything changes."""
 
-    def begin(self, net: MLP, rates: np.ndarray) -> None:
-        """Called before the first epoch.
-
-        ``rates`` (epochs, 1) or (epochs, updates) are the learning rates; those to come may be changed. Every update
-        has its own if the schedule is by step, or a callback has ``every``.
-        """
+    def begin(self, net: MLP, controls: Controls) -> None:
+        """Called before the first epoch."""
 
     def after_updates(self, net: MLP, updates: int, loss: float) -> bool | None:
         """Called after every ``every`` updates, with their number in this call and the mean loss of the epoch so far;
@@ -67,8 +83,8 @@ class Reduction(Callback):
 
     schedule: ReduceOnPlateau
 
-    def begin(self, net: MLP, rates: np.ndarray) -> None:
-        self._rates, self._best, self._waited, self._fallen = rates, math.inf, 0, 0
+    def begin(self, net: MLP, controls: Controls) -> None:
+        self._rates, self._best, self._waited, self._fallen = controls.rates, math.inf, 0, 0
 
     def after_epoch(self, net: MLP, history: History) -> None:
         loss = (history.val_loss or history.loss)[-1]
@@ -82,16 +98,45 @@ class Reduction(Callback):
 
 
 @dataclass
+class Annealing(Callback):
+    """Let dropout and decoupled weight decay follow schedules: each epoch has its factor of them.
+
+    Parameters
+    ----------
+    dropout, weight_decay : Schedule
+        Of `fastbp.schedules`; the default keeps them as they are.
+    """
+
+    dropout: Schedule = field(default_factory=Schedule)
+    weight_decay: Schedule = field(default_factory=Schedule)
+
+    def begin(self, net: MLP, controls: Controls) -> None:
+        self._epochs = len(controls.rates)
+        self._followers = [
+            (self.dropout, controls.dropout, controls.dropout.copy()),
+            (self.weight_decay, controls.weight_decay, controls.weight_decay.copy()),
+        ]
+        self._follow(0)
+
+    def after_epoch(self, net: MLP, history: History) -> None:
+        self._follow(history.epochs)
+
+    def _follow(self, epoch: int) -> None:
+        for schedule, values, first in self._followers:
+            values[:] = schedule.factor(epoch, self._epochs) * first
+
+
+@dataclass
 class EarlyStopping(Callback):
-    """Stop when a loss has not fallen for ``patience`` epochs.
+    """Stop when a curve has not become better for ``patience`` epochs.
 
     Parameters
     ----------
     patience : int
     min_delta : float
-        A loss that falls by no more than this has not fallen.
-    monitor : {"val_loss", "loss"}
-        Which curve of the History to watch.
+        What has changed by no more than this has not become better.
+    monitor : str
+        Which curve of the History to watch: val_loss, loss, or one of `fit`'s metrics, as "val_accuracy".
     restore_best : bool
         In the end, give the network the parameters of its best epoch. Those of "loss" are the ones after the epoch
         whose mean loss was lowest.
@@ -110,25 +155,32 @@ class EarlyStopping(Callback):
     def __post_init__(self) -> None:
         count("patience", self.patience)
         number_in("min_delta", self.min_delta, at_least=0)
-        choice("monitor", self.monitor, ("val_loss", "loss"))
+        choice("monitor", self.monitor.partition("(")[0], ("val_loss", "loss", *(f"val_{name}" for name in METRICS)))
 
-    def check(self, has_validation_data: bool) -> None:
-        if self.monitor == "val_loss" and not has_validation_data:
+    def check(self, curves: Collection[str]) -> None:
+        if self.monitor not in curves:
             raise ValueError(
-                "EarlyStopping's monitor is 'val_loss', which needs fit's validation_data: give it, or 'loss'"
+                f"EarlyStopping's monitor is {self.monitor!r}, but this training has {', '.join(curves)} alone: give "
+                f"fit validation_data, and metrics"
             )
 
-    def begin(self, net: MLP, rates: np.ndarray) -> None:
+    def begin(self, net: MLP, controls: Controls) -> None:
         self.best_epoch, self._best = 0, math.inf
         self._snapshot: Any = None
 
     def after_epoch(self, net: MLP, history: History) -> bool:
-        curve = getattr(history, self.monitor)
-        if curve[-1] < self._best - self.min_delta:
-            self.best_epoch, self._best = len(curve) - 1, curve[-1]
+        value = history.curves[self.monitor][-1]
+        metric = METRICS.get(self.monitor.removeprefix("val_").partition("(")[0])
+        if metric is not None and metric.rises:
+            value = -value
+        if self._is_better(value):
+            self.best_epoch, self._best = history.epochs - 1, value
             if self.restore_best:
                 self._snapshot = net.snapshot()
-        return len(curve) - 1 - self.best_epoch >= self.patience
+        return history.epochs - 1 - self.best_epoch >= self.patience
+
+    def _is_better(self, value: float) -> bool:
+        return value < self._best - self.min_delta
 
     def end(self, net: MLP, history: History) -> None:
         if self._snapshot is not None:
@@ -162,7 +214,7 @@ class WeightAveraging(Callback):
             number_in("decay", self.decay, at_least=0, below=1)
         choice("by", self.by, ("epoch", "step"))
 
-    def begin(self, net: MLP, rates: np.ndarray) -> None:
+    def begin(self, net: MLP, controls: Controls) -> None:
         self._mean, self._epochs = np.zeros(net.n_parameters), 0
 
     def after_epoch(self, net: MLP, history: History) -> None:

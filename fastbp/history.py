@@ -46,6 +46,13 @@ class History:
         for name, curve in self.val_metrics.items():
             curve.append(scores[name])
 
+    @property
+    def curves(self) -> dict[str, list[float]]:
+        """The curves that are not empty, by their names; metrics as val_<name>."""
+        curves = asdict(self)
+        curves |= {f"val_{name}": curve for name, curve in curves.pop("val_metrics").items()}
+        return {name: curve for name, curve in curves.items() if curve}
+
     def to_frame(self) -> Any:
         """The curves as a pandas.DataFrame, one row per epoch, metrics as val_<name>.
 
@@ -56,9 +63,7 @@ class History:
         MissingExtraError
             If pandas is not installed.
         """
-        curves = asdict(self)
-        curves |= {f"val_{name}": curve for name, curve in curves.pop("val_metrics").items()}
-        return require("pandas", "cli").DataFrame({name: curve for name, curve in curves.items() if curve})
+        return require("pandas", "cli").DataFrame(self.curves)
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
         """Draw the loss curves on a logarithmic scale.

@@ -22,10 +22,13 @@ class Metric(NamedTuple):
         weights or None, and the setting, to a number.
     targets : tuple of str
         The kinds of targets, as in the table of losses, that it is for.
+    rises : bool
+        Whether more is better.
     """
 
     score: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, float], float]
     targets: tuple[str, ...]
+    rises: bool
     setting: Setting | None = None
 
 
@@ -69,12 +72,12 @@ def auc(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, 
 
 CLASSES, NUMBERS = ("labels", "binary"), ("real", "counts", "positive")
 METRICS = {
-    "accuracy": Metric(accuracy, CLASSES),
-    "top_k": Metric(top_k, ("labels",), Setting("k", 5, at_least=1)),
-    "auc": Metric(auc, CLASSES),
-    "mae": Metric(mae, NUMBERS),
-    "rmse": Metric(rmse, NUMBERS),
-    "r2": Metric(r2, NUMBERS),
+    "accuracy": Metric(accuracy, CLASSES, True),
+    "top_k": Metric(top_k, ("labels",), True, Setting("k", 5, at_least=1)),
+    "auc": Metric(auc, CLASSES, True),
+    "mae": Metric(mae, NUMBERS, False),
+    "rmse": Metric(rmse, NUMBERS, False),
+    "r2": Metric(r2, NUMBERS, True),
 }
 
 

@@ -15,7 +15,7 @@ import numpy as np
 
 from . import custom, io, parameters, validation
 from .backend import Data, Session, Topology, Update, open_session
-from .callbacks import Callback, PlainCallback, Reduction, WeightAveraging
+from .callbacks import Callback, Controls, PlainCallback, Reduction, WeightAveraging
 from .custom import Activation
 from .history import History
 from .kernels.activations import ACTIVATIONS
@@ -392,8 +392,9 @@ class MLP:
         chosen = choose(metrics, self._loss.targets)
         if chosen and held_out is None:
             raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
+        curves = ["loss"] if held_out is None else ["loss", "val_loss", *(f"val_{name}" for name in chosen)]
         for callback in watchers:
-            callback.check(held_out is not None)
+            callback.check(curves)
         averaging = next((c for c in watchers if isinstance(c, WeightAveraging) and c.by == "step"), None)
         history = History(val_metrics={name: [] for name in chosen})
         if isinstance(optimizer, LBFGS):
@@ -435,8 +436,10 @@ class MLP:
             )
             if isinstance(schedule, ReduceOnPlateau):
                 watchers.append(Reduction(schedule))
+            decays = [update.hyper[:, k] for k, name in enumerate(optimizer.hyper_names) if name == "weight_decay"]
+            controls = Controls(rates, session.dropout, decays[0] if decays else np.zeros(0))
             for callback in watchers:
-                callback.begin(self, rates)
+                callback.begin(self, controls)
             score = None if held_out is None else partial(self._scores, session, held_out, chosen)
             n_updates = steps or epochs * epoch_updates
             try:
@@ -472,7 +475,7 @@ class MLP:
                 return loss, grad.astype(np.float64)
 
             for callback in callbacks:
-                callback.begin(self, np.full((epochs, 1), math.nan))
+                callback.begin(self, Controls(np.full((epochs, 1), math.nan), np.zeros(0), np.zeros(0)))
 
             def score(held_out: Data) -> dict[str, float]:
                 session.load(self._theta)

@@ -71,11 +71,15 @@ class Optimizer:
         return OPTIMIZERS[self.rule].n_slots if isinstance(self.rule, str) else self.rule.n_slots
 
     @property
+    def hyper_names(self) -> list[str]:
+        """Names of the settings that are numbers, besides the learning rate, as they are declared."""
+        return [field.name for field in fields(self) if field.name in BOUNDS and field.name != "learning_rate"]
+
+    @property
     def hyper(self) -> np.ndarray:
-        """The settings that are numbers, as they are declared, after the learning rate; zeros follow."""
-        names = [setting.name for setting in fields(self) if setting.name in BOUNDS]
+        """Their values; zeros follow."""
         hyper = np.zeros(N_HYPER)
-        hyper[: len(names) - 1] = [getattr(self, name) for name in names if name != "learning_rate"]
+        hyper[: len(self.hyper_names)] = [getattr(self, name) for name in self.hyper_names]
         return hyper
 
     def groups(self, topology: Topology) -> tuple[np.ndarray, np.ndarray, np.ndarray]:

@@ -97,6 +97,29 @@ class Cosine(Schedule):
 
 
 @dataclass(frozen=True)
+class FlatCosine(Schedule):
+    """1 for a share ``flat`` of the training, then down to 0 along half a cosine."""
+
+    flat: float = 0.5
+
+    def factor(self, time: float, total: float) -> float:
+        start = self.flat * total
+        return Cosine().factor(max(0.0, time - start), total - start)
+
+
+@dataclass(frozen=True)
+class LogCosine(Schedule):
+    """Whole cosines from 0 to 1 and back, each twice as long as the one before: Holzmüller et al. (2024), section 3."""
+
+    cycles: int = 4
+    _: KW_ONLY
+    by: str = "step"
+
+    def factor(self, time: float, total: float) -> float:
+        return (1 - math.cos(2 * math.pi * math.log2(1 + (2**self.cycles - 1) * time / total))) / 2
+
+
+@dataclass(frozen=True)
 class CosineRestarts(Schedule):
     """The same again and again (Loshchilov & Hutter, 2017), PyTorch's CosineAnnealingWarmRestarts.
 
@@ -192,6 +215,8 @@ BY_NAME: dict[str, Callable[[], Schedule]] = {
     "constant": Schedule,
     "polynomial": Polynomial,
     "cosine": Cosine,
+    "flat_cosine": FlatCosine,
+    "log_cosine": LogCosine,
     "inverse_scaling": InverseScaling,
     "one_cycle": OneCycle,
     "reduce_on_plateau": ReduceOnPlateau,

@@ -26,10 +26,11 @@ from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval
 from sklearn.utils.validation import validate_data
 
-from .callbacks import Callback
+from .callbacks import Callback, Controls
 from .history import History
 from .mlp import MLP
 from .optimizers import SGD, Adam, Optimizer
+from .tabular import BATCH_SIZE, EPOCHS, HIDDEN, VALIDATION_FRACTION, table_encoder, train
 from .validation import DivergedError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -41,8 +42,8 @@ class _Iterations(Callback):
     def __init__(self, estimator: Any, n_samples: int, held_out: tuple | None, offset: float):
         self.estimator, self.n_samples, self.held_out, self.offset = estimator, n_samples, held_out, offset
 
-    def begin(self, net: MLP, rates: np.ndarray) -> None:
-        self.rates = rates
+    def begin(self, net: MLP, controls: Controls) -> None:
+        self.rates = controls.rates
 
     def after_epoch(self, net: MLP, history: History) -> bool:
         estimator = self.estimator
@@ -82,15 +83,19 @@ class _Trained:
     intercepts_: list[np.ndarray]
     out_activation_: str
 
+    @property
+    def _loss_name(self) -> str:
+        link = {"softmax": "cross_entropy", "logistic": "binary_cross_entropy", "exp": "poisson"}
+        return link.get(self.out_activation_, "squared_error")
+
     def _network(self, **settings: Any) -> MLP:
         """A fastbp network with the estimator's weights."""
-        link = {"softmax": "cross_entropy", "logistic": "binary_cross_entropy", "exp": "poisson"}
         dtype = self.coefs_[0].dtype
         parameters = chain.from_iterable(zip(self.coefs_, self.intercepts_, strict=True))
         return MLP(
             (len(self.coefs_[0]), *(W.shape[1] for W in self.coefs_)),
             activation=self.activation,
-            loss=link.get(self.out_activation_, "squared_error"),
+            loss=self._loss_name,
             initializer=np.concatenate([part.ravel() for part in parameters]),
             dtype=dtype,
             **{"random_state": 0, **settings},
@@ -98,6 +103,23 @@ class _Trained:
 
     def _penalized(self, **settings: Any) -> MLP:
         return self._network(l2=float(self.alpha), penalty_by_batch=True, **settings)  # type: ignore[attr-defined]
+
+    def _fit_either(self, fit: Callable, X, y, sample_weight, validation_data) -> Any:
+        """scikit-learn's ``fit``, of the table as numbers if there is a preset."""
+        estimator: Any = self
+        table = X
+        if estimator.preset is not None:
+            X, validation_data = self._encode(X, validation_data)
+        self._validation_data = validation_data
+        fit(X, y, sample_weight)
+        if estimator.preset is not None:
+            validate_data(estimator, table, skip_check_array=True)
+        return self
+
+    def __sklearn_tags__(self):
+        tags = super().__sklearn_tags__()  # type: ignore[misc]
+        tags.input_tags.allow_nan = tags.input_tags.categorical = self.preset is not None  # type: ignore[attr-defined]
+        return tags
 
     def _new_optimizer(self) -> Optimizer:
         estimator: Any = self
@@ -113,6 +135,9 @@ class _Trained:
     def _fit_stochastic(self, X, y, sample_weight, *unused) -> None:
         """Train by minibatches; ``unused`` are scikit-learn's buffers, layer sizes, and whether this is partial_fit."""
         estimator: Any = self
+        if estimator.preset is not None:
+            self._fit_table(X, y, sample_weight)
+            return
         incremental = unused[-1]
         if estimator.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
@@ -173,6 +198,71 @@ class _Trained:
         if estimator.early_stopping:
             self.coefs_, self.intercepts_ = estimator._best_coefs, estimator._best_intercepts
 
+    def _encode(self, X, validation_data) -> tuple:
+        """Fit the preset's encoder: the table and the validation data as numbers."""
+        estimator: Any = self
+        defaults = inspect.signature(type(self).__init__).parameters
+        for name, value in estimator.get_params(deep=False).items():
+            if name not in _WITH_PRESET and not np.array_equal(value, defaults[name].default):
+                raise ValueError(f"{name} is {value!r}, but with preset='tabular' the recipe decides it")
+        if estimator.preset != "tabular":
+            raise ValueError(f"preset must be 'tabular' or None, it is {estimator.preset!r}")
+        estimator._encoder = table_encoder(X)
+        encoded = estimator._encoder.fit_transform(X).astype(np.float32)
+        if validation_data is not None:
+            X_val, y_val = validation_data
+            validation_data = estimator._encoder.transform(X_val).astype(np.float32), y_val
+        return encoded, validation_data
+
+    def _recipe(self, name: str, recipe: Any) -> Any:
+        """A parameter, or the recipe's if it has been left at its default."""
+        value = getattr(self, name)
+        default = inspect.signature(type(self).__init__).parameters[name].default
+        return recipe if np.array_equal(value, default) else value
+
+    def _fit_table(self, X, y, sample_weight) -> None:
+        """Train by the preset's recipe on encoded samples."""
+        estimator: Any = self
+        if estimator._validation_data is not None:
+            X_val, y_val = estimator._validation_data
+            y_val = estimator._label_binarizer.transform(y_val) if is_classifier(self) else np.asarray(y_val)
+            weight, weight_val = sample_weight, None
+        else:
+            labels = y.argmax(axis=1) if y.shape[1] > 1 else y.ravel()
+            stratify = labels if is_classifier(self) and np.unique(labels, return_counts=True)[1].min() > 1 else None
+            fraction = self._recipe("validation_fraction", VALIDATION_FRACTION)
+            weight = np.ones(len(X)) if sample_weight is None else sample_weight
+            X, X_val, y, y_val, weight, weight_val = train_test_split(
+                X, y, weight, random_state=estimator._random_state, test_size=fraction, stratify=stratify
+            )
+        y, y_val = (part.reshape(len(part), -1).astype(np.float64) for part in (y, y_val))
+        self._target_mean, self._target_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
+        if self._loss_name == "squared_error":
+            self._target_mean, scale = np.average(y, axis=0, weights=weight), y.std(axis=0)
+            self._target_scale = np.where(scale > 0, scale, 1.0)
+        self._target_range = y.min(axis=0), y.max(axis=0)
+        y, y_val = ((part - self._target_mean) / self._target_scale for part in (y, y_val))
+        batch_size = self._recipe("batch_size", BATCH_SIZE)
+        self._net, history = train(
+            X,
+            self._targets(y).astype(np.int64) if self._loss_name == "cross_entropy" else y,
+            (X_val, self._targets(y_val), weight_val),
+            loss=self._loss_name,
+            n_out=y.shape[1],
+            hidden=np.atleast_1d(self._recipe("hidden_layer_sizes", HIDDEN)).tolist(),
+            epochs=self._recipe("max_iter", EPOCHS),
+            batch_size=batch_size,
+            seed=int(estimator._random_state.randint(2**31 - 1)),
+            sample_weight=weight,
+            threads=estimator.threads,
+            device=estimator.device,
+        )
+        self.coefs_, self.intercepts_ = list(self._net.weights), list(self._net.biases)
+        estimator.n_layers_ = len(self._net.layer_sizes)
+        estimator.n_iter_, estimator.t_ = history.epochs, history.epochs * len(X)
+        estimator.loss_curve_, estimator.loss_, estimator.best_loss_ = history.loss, history.loss[-1], None
+        estimator.validation_scores_ = next(iter(history.val_metrics.values()))
+
     def _hold_out(self, X, y, sample_weight) -> tuple:
         """Set samples aside to score: the training's X, y and sample_weight, and those of the others."""
         estimator: Any = self
@@ -215,6 +305,12 @@ class _Trained:
         return loss, np.concatenate([part.ravel() for part in (*net.weights, *net.biases)]).astype(np.float64)
 
     def _forward_pass_fast(self, X, check_input: bool = True) -> np.ndarray:
+        if self.preset is not None:  # type: ignore[attr-defined]
+            estimator: Any = self
+            y = self._net.predict(estimator._encoder.transform(X).astype(np.float32))
+            if is_classifier(self):
+                return y
+            return np.clip(y * self._target_scale + self._target_mean, *self._target_range)
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         return self._network().predict(_dense(X))
@@ -224,7 +320,21 @@ def _dense(X: Any) -> np.ndarray:
     return X.toarray() if sparse.issparse(X) else X
 
 
+#: Parameters that mean something beside a preset.
+_WITH_PRESET = (
+    "preset",
+    "hidden_layer_sizes",
+    "max_iter",
+    "batch_size",
+    "validation_fraction",
+    "random_state",
+    "verbose",
+    "class_weight",
+    "threads",
+    "device",
+)
 _CONSTRAINTS = {
+    "preset": [str, None],
     "activation": [str, "array-like"],
     "optimizer": [Optimizer, None],
     "dropout": [Interval(Real, 0, 1, closed="left"), "array-like"],
@@ -269,6 +379,10 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     threads : int, optional
         None lets a cost model choose.
     device : {"cpu"}
+    preset : {"tabular"}, optional
+        Train a table with categories and missing values, a DataFrame or an array, by the recipe of RealMLP (see
+        `fastbp.tabular`), which decides all but ``hidden_layer_sizes``, ``max_iter``, ``batch_size`` and
+        ``validation_fraction``; left at their defaults, these are its own too.
 
     Notes
     -----
@@ -283,7 +397,13 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     }
 
     __init__ = _make_init(
-        neural_network.MLPClassifier, dropout=0.0, optimizer=None, class_weight=None, threads=None, device="cpu"
+        neural_network.MLPClassifier,
+        dropout=0.0,
+        optimizer=None,
+        class_weight=None,
+        threads=None,
+        device="cpu",
+        preset=None,
     )
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
@@ -301,11 +421,10 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         -------
         MLPClassifier
         """
-        self._validation_data = validation_data
         if self.class_weight is not None:
             weight = compute_sample_weight(self.class_weight, y)
             sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
-        return super().fit(X, y, sample_weight)
+        return self._fit_either(super().fit, X, y, sample_weight, validation_data)
 
 
 class MLPRegressor(_Trained, neural_network.MLPRegressor):
@@ -322,9 +441,10 @@ class MLPRegressor(_Trained, neural_network.MLPRegressor):
 
     _parameter_constraints: ClassVar[dict] = {**neural_network.MLPRegressor._parameter_constraints, **_CONSTRAINTS}
 
-    __init__ = _make_init(neural_network.MLPRegressor, dropout=0.0, optimizer=None, threads=None, device="cpu")
+    __init__ = _make_init(
+        neural_network.MLPRegressor, dropout=0.0, optimizer=None, threads=None, device="cpu", preset=None
+    )
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model; parameters are those of `MLPClassifier.fit`."""
-        self._validation_data = validation_data
-        return super().fit(X, y, sample_weight)
+        return self._fit_either(super().fit, X, y, sample_weight, validation_data)

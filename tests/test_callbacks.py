@@ -16,7 +16,7 @@ class Recorder(fastbp.Callback):
     def __init__(self):
         self.calls, self.thetas = [], []
 
-    def begin(self, net, rates):
+    def begin(self, net, controls):
         self.calls.append("begin")
 
     def after_epoch(self, net, history):
@@ -150,8 +150,8 @@ def test_a_callback_between_updates_stops_and_changes_the_learning_rate(rng):
     assert np.array_equal(case.net.theta, stopper.thetas[-1])
 
     class Freeze(EveryUpdate):
-        def begin(self, net, rates):
-            self.rates = rates
+        def begin(self, net, controls):
+            self.rates = controls.rates
 
         def after_updates(self, net, updates, loss):
             super().after_updates(net, updates, loss)

@@ -112,7 +112,7 @@ def test_only_the_command_line_imports_argparse(module):
     assert "argparse" not in IMPORTS[module]
 
 
-@pytest.mark.parametrize("module", sorted(set(ALL) - {"fastbp.sklearn"}))
+@pytest.mark.parametrize("module", sorted(set(ALL) - {"fastbp.sklearn", "fastbp.tabular"}))
 def test_optional_packages_wait_until_they_are_needed(module):
     optional = {name for name in IMPORTS_AT_THE_TOP[module] if name.split(".")[0] in OPTIONAL}
     assert not optional, f"{module} imports {sorted(optional)} at its top"

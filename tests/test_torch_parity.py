@@ -30,6 +30,13 @@ ACTIVATIONS = {
 }
 
 
+NORMALIZATIONS = {
+    "layer_norm": lambda n: nn.LayerNorm(n, dtype=torch.float64),
+    "rms_norm(epsilon=1e-05)": lambda n: nn.RMSNorm(n, eps=1e-5, dtype=torch.float64),
+    "batch_norm": lambda n: nn.BatchNorm1d(n, dtype=torch.float64),
+}
+
+
 def summed(loss, **settings):
     """The sum over outputs, the mean over samples."""
     return lambda z, t: loss(z, t, reduction="sum", **settings) / len(z)
@@ -47,6 +54,9 @@ LOSSES = {
     "cross_entropy": F.cross_entropy,
     "cross_entropy(label_smoothing=0.1)": lambda z, t: F.cross_entropy(z, t, label_smoothing=0.1),
     "binary_cross_entropy": summed(F.binary_cross_entropy_with_logits),
+    "gaussian_nll(epsilon=0)": lambda z, t: (
+        F.gaussian_nll_loss(z[:, ::2], t, z[:, 1::2].exp(), reduction="sum", eps=0) / len(z)
+    ),
     "focal(gamma=1.5)": lambda z, t: (
         (sigmoid_cross_entropy(z, t) * (t * (1 - z.sigmoid()) + (1 - t) * z.sigmoid()) ** 1.5).sum() / len(z)
     ),
@@ -76,18 +86,36 @@ def torch_optimizer(name, parameters):
 
 def torch_network(net):
     """A copy of net; a Linear keeps the transpose of W."""
-    modules = []
-    for W, b, activation in zip(net.weights, net.biases, (*net.activations, "identity"), strict=True):
-        linear = torch.nn.Linear(*W.shape, dtype=torch.float64)
-        with torch.no_grad():
+    modules, gains, shifts = [], iter(net.gains), iter(net.shifts)
+    stages = zip(net.weights, net.biases, (*net.normalization, None), (*net.activations, "identity"), strict=True)
+    with torch.no_grad():
+        for W, b, normalization, activation in stages:
+            linear = torch.nn.Linear(*W.shape, dtype=torch.float64)
             linear.weight.copy_(torch.tensor(W.T))
             linear.bias.copy_(torch.tensor(b))
-        modules += [linear, ACTIVATIONS[activation]]
+            modules.append(linear)
+            if normalization is not None:
+                norm = NORMALIZATIONS[normalization](W.shape[1])
+                norm.weight.copy_(torch.tensor(next(gains)))
+                if getattr(norm, "bias", None) is not None:
+                    norm.bias.copy_(torch.tensor(next(shifts)))
+                modules.append(norm)
+            modules.append(ACTIVATIONS[activation])
     return torch.nn.Sequential(*modules)
 
 
 def flat_parameters(model):
     return np.concatenate([parameter.detach().numpy().T.ravel() for parameter in model.parameters()])
+
+
+@pytest.mark.parametrize("normalization", NORMALIZATIONS)
+def test_normalizations(rng, normalization):
+    """And the moving averages, seen through the predictions."""
+    case = make_case(rng, (7, 33, 17, 3), normalization=normalization, n_samples=71)
+    model = assert_same_after_fifty_steps(case, "adam", "squared_error")
+    with torch.no_grad():
+        predictions = model.eval()(torch.tensor(case.X)).numpy()
+    assert relative_error(case.net.forward(case.X), predictions) < 1e-9
 
 
 def assert_same_after_fifty_steps(case, name, loss):
@@ -100,6 +128,7 @@ def assert_same_after_fifty_steps(case, name, loss):
         torch_rule.step()
     case.net.fit(case.X, case.y, optimizer=optimizer(name), batch_size=15, epochs=10, shuffle=False)
     assert relative_error(case.net.theta, flat_parameters(model)) < 1e-9
+    return model
 
 
 @pytest.mark.parametrize("name", [n for n in OPTIMIZERS if n != "lion" and "steps" not in n])  # PyTorch has none
@@ -110,7 +139,8 @@ def test_optimizers(rng, name):
 
 @pytest.mark.parametrize("loss", LOSSES)
 def test_losses(rng, loss):
-    case = make_case(rng, (7, 33, 17, 5, 3), loss, activation=["relu", "tanh", "logistic"], n_samples=71)
+    sizes = (7, 33, 17, 5, 4 if loss.startswith("gaussian_nll") else 3)
+    case = make_case(rng, sizes, loss, activation=["relu", "tanh", "logistic"], n_samples=71)
     assert_same_after_fifty_steps(case, "adam", loss)
 
 

@@ -17,6 +17,7 @@ import safetensors.numpy
 import fastbp
 from fastbp.kernels.activations import ACTIVATIONS
 from fastbp.kernels.losses import LOSSES
+from fastbp.kernels.problem import NORMALIZATIONS
 from fastbp.optimizers import BOUNDS, BY_NAME
 
 N_SAMPLES, N_IN = 12, 3
@@ -207,6 +208,7 @@ BAD_FIT = [
     *[("accumulate", value, str(value)) for value in NOT_COUNTS],
     *[("threads", value, str(value)) for value in (0, -1, 2.5, "2")],
     *[(name, value, str(value)) for name in ("clip_norm", "clip_value") for value in (0.0, -1.0, np.nan, "1")],
+    *[("steps", value, str(value)) for value in (0, -1, 2.5, "32", True)],
     ("class_weight", [1.0, 2.0], "labels"),
     ("schedule", 0.1, "0.1"),
     ("callbacks", 3, "3|int"),
@@ -295,7 +297,18 @@ BAD_NETWORKS = [
     ({"dropout": 1.0}, ["dropout", "1.0"]),
     ({"dropout": [0.5]}, ["dropout", "1", "2"]),
     ({"dropout": [0.5, 1.5]}, ["dropout", "1.5"]),
-    ({"normalization": "nonsense"}, ["normalization", "nonsense"]),
+    ({"normalization": "nonsense"}, ["normalization", "nonsense", *names(NORMALIZATIONS)]),
+    ({"normalization": ["layer_norm"]}, ["normalization", "1", "2"]),
+    ({"normalization": 3}, ["normalization", "3"]),
+    ({"normalization": "layer_norm(epsilon=0)"}, ["normalization", "epsilon", "0"]),
+    ({"residual": True}, ["residual", r"3, 4, 5"]),
+    ({"residual": [True, False]}, ["residual", "0", "3", "4"]),
+    ({"residual": [True]}, ["residual", "1", "2"]),
+    ({"residual": 1}, ["residual", "1"]),
+    ({"scale_inputs": 1}, ["scale_inputs", "1"]),
+    ({"input_noise": -0.1}, ["input_noise", "-0.1"]),
+    ({"max_norm": 0.0}, ["max_norm", "0"]),
+    ({"loss": "gaussian_nll", "layer_sizes": (3, 4, 5, 3)}, ["loss", "gaussian_nll", "3"]),
     ({"initializer": "nonsense"}, ["initializer", "nonsense"]),
 ]
 

@@ -267,6 +267,11 @@ class Session:
         return int(self._run.cursor[epoch.PUBLISHED])
 
     @property
+    def dropout(self) -> np.ndarray:
+        """Probability of dropping each layer's outputs; may be changed in the middle of a training."""
+        return self.network.dropout
+
+    @property
     def running_loss(self) -> float:
         """Mean training loss of the running epoch so far, or of the one that has just ended."""
         return float(self._run.sums[0] / self._run.sums[1])

@@ -1,0 +1,171 @@
+"""A recipe for tables that works out of the box: RealMLP (Holzmüller, Grinsztajn & Steinwart, 2024; arXiv 2407.04491).
+
+From the paper's RealMLP-TD: robust scaling with smooth clipping, categories one-hot, a gain for each input, three
+layers of 256, SELU for classes and Mish for numbers, the neural tangent parametrization, Adam with beta2 = 0.95, the
+learning rate along four cosines, dropout and weight decay constant for one half and then down a cosine, label
+smoothing, standardised targets, and the best of 256 epochs. From its simpler RealMLP-TD-S: the first parameters and the
+learning rates, and that numbers are not embedded and activations have no parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
+from sklearn.compose import make_column_selector, make_column_transformer
+from sklearn.impute import SimpleImputer
+from sklearn.pipeline import Pipeline, make_pipeline
+from sklearn.preprocessing import OneHotEncoder
+from sklearn.utils.validation import check_is_fitted, validate_data
+
+from .backend import Topology
+from .callbacks import Annealing, EarlyStopping
+from .history import History
+from .kernels.problem import SCALE
+from .mlp import MLP
+from .optimizers import AdamW
+from .schedules import FlatCosine, LogCosine
+
+HIDDEN = (256, 256, 256)
+EPOCHS = 256
+BATCH_SIZE = 256
+VALIDATION_FRACTION = 0.2
+DROPOUT = 0.15
+WEIGHT_DECAY = 0.02
+LABEL_SMOOTHING = 0.1
+#: Of classes, and of numbers.
+LEARNING_RATES = 0.04, 0.07
+#: What multiplies the learning rate of biases, and of the inputs' gains.
+BIAS_RATE, SCALE_RATE = 0.1, 6.0
+
+
+class SmoothRobustScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
+    """Centre by the median, scale by the quartiles, and clip smoothly to (-3, 3): x / sqrt(1 + (x / 3)^2).
+
+    A column whose quartiles coincide is scaled to a range of 2, and one that does not vary to 0.
+    """
+
+    def fit(self, X: Any, y: Any = None) -> SmoothRobustScaler:
+        X = validate_data(self, X, dtype=np.float64)
+        low, self.center_, high = np.quantile(X, (0.25, 0.5, 0.75), axis=0)
+        between, across = high - low, X.max(axis=0) - X.min(axis=0)
+        with np.errstate(divide="ignore"):
+            self.factor_ = np.where(between > 0, 1 / between, np.where(across > 0, 2 / across, 0.0))
+        return self
+
+    def transform(self, X: Any) -> np.ndarray:
+        check_is_fitted(self)
+        scaled = (validate_data(self, X, dtype=np.float64, reset=False) - self.center_) * self.factor_
+        return scaled / np.sqrt(1 + (scaled / 3) ** 2)
+
+
+def _is_of_numbers(column: np.ndarray) -> bool:
+    try:
+        column.astype(np.float64)
+    except ValueError:
+        return False
+    return True
+
+
+def table_encoder(X: Any) -> Pipeline:
+    """What turns a table like X, a DataFrame or an array, into numbers.
+
+    Columns that are not of numbers are categories, a missing one too; where a number is missing, the median takes its
+    place and another column says so.
+    """
+    numbers: Any = make_column_selector(dtype_include=np.number)
+    others: Any = make_column_selector(dtype_exclude=np.number)
+    if not hasattr(X, "columns"):
+        numbers = [k for k, column in enumerate(np.asarray(X).T) if _is_of_numbers(column)]
+        others = [k for k in range(np.shape(X)[1]) if k not in numbers]
+    columns = make_column_transformer(
+        (SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), numbers),
+        (OneHotEncoder(handle_unknown="ignore", drop="if_binary", sparse_output=False), others),
+    )
+    return make_pipeline(columns, SmoothRobustScaler())
+
+
+@dataclass(eq=False)
+class NeuralTangentAdam(AdamW):
+    """Adam for weights that stand for W sqrt(n_in): their steps shrink by that root, their decay does not."""
+
+    @property
+    def rule(self) -> str:
+        return "adamw"
+
+    def groups(self, topology: Topology) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        hyper, rates, groups = [], [], []
+        decay = self.hyper_names.index("weight_decay")
+
+        def group(rate: float, weight_decay: float) -> int:
+            settings = self.hyper
+            settings[decay] = weight_decay / rate
+            hyper.append(settings)
+            rates.append(rate)
+            return len(rates) - 1
+
+        biases = group(BIAS_RATE, 0.0)
+        for layer in topology.layers:
+            of_scale = layer.kind == SCALE
+            rate = SCALE_RATE if of_scale else layer.n_in**-0.5
+            groups.append((group(rate, self.weight_decay * (SCALE_RATE if of_scale else 1.0)), biases))
+        return np.array(hyper), np.array(rates), np.array(groups, np.int64)
+
+
+class LastBest(EarlyStopping):
+    """Never stops; of epochs that are equally good the last is the best."""
+
+    def _is_better(self, value: float) -> bool:
+        return value <= self._best
+
+
+def train(
+    X: np.ndarray,
+    y: np.ndarray,
+    held_out: tuple,
+    *,
+    loss: str,
+    n_out: int,
+    hidden: Sequence[int],
+    epochs: int,
+    batch_size: int,
+    seed: int,
+    **settings: Any,
+) -> tuple[MLP, History]:
+    """A network trained by the recipe on encoded samples, as it was when it was best on ``held_out``.
+
+    ``loss`` is one for classes, without label smoothing, or one for numbers.
+    """
+    of_classes = loss in ("cross_entropy", "binary_cross_entropy")
+    net = MLP(
+        (X.shape[1], *hidden, n_out),
+        activation="selu" if of_classes else "mish",
+        loss=f"{loss}(label_smoothing={LABEL_SMOOTHING})" if of_classes else loss,
+        dropout=DROPOUT,
+        scale_inputs=True,
+        initializer="lecun_normal",
+        dtype=X.dtype,
+        random_state=seed,
+    )
+    rng = np.random.default_rng(seed)
+    for b in net.biases[:-1]:
+        b[:] = rng.normal(size=b.shape)
+    net.weights[-1][:] = 0
+    metric = "accuracy" if of_classes else "rmse"
+    history = net.fit(
+        X,
+        y,
+        validation_data=held_out,
+        metrics=[metric],
+        optimizer=NeuralTangentAdam(LEARNING_RATES[not of_classes], beta2=0.95, weight_decay=WEIGHT_DECAY),
+        schedule=LogCosine(),
+        batch_size=batch_size,
+        epochs=epochs,
+        callbacks=[Annealing(FlatCosine(), FlatCosine()), LastBest(monitor=f"val_{metric}", patience=epochs)],
+        progress=False,
+        **settings,
+    )
+    return net, history

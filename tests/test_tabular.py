@@ -1,0 +1,204 @@
+"""The preset for tables: its encoder, its optimizer, and what comes out of it."""
+
+from __future__ import annotations
+
+import pickle
+from math import cos, log2, pi
+
+import numpy as np
+import pytest
+import reference
+from cases import make_case, relative_error
+
+import fastbp
+from fastbp import schedules
+
+sklearn = pytest.importorskip("sklearn")
+pandas = pytest.importorskip("pandas")
+
+from sklearn.base import clone  # noqa: E402
+from sklearn.datasets import load_diabetes, load_wine  # noqa: E402
+from sklearn.model_selection import GridSearchCV, cross_val_score  # noqa: E402
+
+from fastbp.sklearn import MLPClassifier, MLPRegressor  # noqa: E402
+from fastbp.tabular import NeuralTangentAdam, SmoothRobustScaler, table_encoder  # noqa: E402
+
+
+def make_table(rng, n=400):
+    """Mixed columns with gaps, and a target that follows from them."""
+    colour = rng.choice(["red", "green", "blue"], n).astype(object)
+    size = rng.normal(size=n) * 100 + 3
+    flag = rng.choice([True, False], n)
+    y = 2.0 * (colour == "red") - (colour == "blue") + size / 50 + flag
+    colour[rng.random(n) < 0.05] = None
+    size[rng.random(n) < 0.1] = np.nan
+    frame = pandas.DataFrame({"colour": colour, "size": size, "flag": flag, "noise": rng.standard_cauchy(n)})
+    return frame.astype({"flag": "category"}), y
+
+
+def test_scaler(rng):
+    X = np.column_stack([rng.standard_cauchy(100), np.full(100, 5.0), np.r_[np.zeros(80), np.full(20, 7.0)]])
+    actual = SmoothRobustScaler().fit_transform(X)
+    low, middle, high = np.quantile(X[:, 0], (0.25, 0.5, 0.75))
+    first = (X[:, 0] - middle) / (high - low)
+    np.testing.assert_allclose(actual[:, 0], first / np.sqrt(1 + (first / 3) ** 2), rtol=1e-12)
+    assert np.abs(actual).max() < 3
+    assert not actual[:, 1].any()
+    np.testing.assert_allclose(np.unique(actual[:, 2]), [0, 2 / np.sqrt(1 + 4 / 9)], rtol=1e-12)
+
+
+def test_encoder_on_a_mixed_table(rng):
+    X, _ = make_table(rng)
+    encoder = table_encoder(X).fit(X)
+    encoded = encoder.transform(X)
+    # size, noise and where size is missing; three colours and a missing one; one of two flags
+    assert encoded.shape == (len(X), 3 + 4 + 1)
+    assert np.isfinite(encoded).all()
+    new = X.iloc[:2].assign(colour=["violet", "red"])
+    assert not (encoder.transform(new)[0] == encoder.transform(new)[1]).all()
+    as_objects = X.to_numpy(dtype=object)
+    assert table_encoder(as_objects).fit_transform(as_objects).shape == encoded.shape
+
+
+def test_schedules_of_the_recipe():
+    for time in (0.0, 0.3, 0.5, 0.7, 0.99):
+        flat = 1.0 if time < 0.5 else (1 + cos(pi * (2 * time - 1))) / 2
+        assert schedules.FlatCosine().factor(10 * time, 10) == pytest.approx(flat, abs=1e-12)
+        wave = (1 - cos(2 * pi * log2(1 + 15 * time))) / 2
+        assert schedules.LogCosine().factor(10 * time, 10) == pytest.approx(wave, abs=1e-12)
+
+
+def test_optimizer_is_adam_in_the_neural_tangent_parametrization(rng):
+    """Adam on V = W sqrt(n_in), with a tenth of the rate and no decay for biases, six times the rate for gains."""
+    case = make_case(rng, (9, 16, 3), scale_inputs=True)
+    network, theta, X = case.exact
+    parts = reference.layers(network, theta)
+    scales = [np.sqrt(len(W)) for W in parts.W]
+    groups = [(6.0, 1.0, parts.input_scale.copy(), lambda grad: grad.input_scale)]
+    for k, scale in enumerate(scales):
+        groups.append((1.0, 1.0, parts.W[k] * scale, lambda grad, k=k, scale=scale: grad.W[k] / scale))
+        groups.append((0.1, 0.0, parts.b[k].copy(), lambda grad, k=k: grad.b[k]))
+    states = [dict.fromkeys("mv", 0.0) for _ in groups]
+    optimizer = NeuralTangentAdam(0.01, beta2=0.95, weight_decay=0.5, epsilon=1e-20)
+    for step in range(1, 6):
+        _, grad = reference.loss_and_gradients(network, theta, X, case.y)
+        grad = reference.layers(network, grad)
+        for k, (rate, decay, values, of) in enumerate(groups):
+            new = values * (1 - 0.01 * rate * decay * 0.5)
+            groups[k] = (
+                rate,
+                decay,
+                reference.adam(new, of(grad), states[k], step, 0.01 * rate, beta2=0.95, epsilon=1e-20),
+                of,
+            )
+        values = [group[2] for group in groups]
+        theta = np.concatenate(
+            [values[0], (values[1] / scales[0]).ravel(), values[2], (values[3] / scales[1]).ravel(), values[4]]
+        )
+        case.net.train_on_batch(case.X, case.y, optimizer=optimizer)
+        assert relative_error(case.net.theta, theta) < 1e-10
+
+
+def test_annealing_multiplies_dropout_and_decay_epoch_by_epoch(rng):
+    """With a rate of 0 in effect, theta shrinks by the decay of each epoch alone."""
+    case = make_case(rng, (5, 7, 3), dropout=0.5)
+    theta, seen = case.net.theta.copy(), []
+
+    class Watch(fastbp.Callback):
+        def begin(self, net, controls):
+            self.controls = controls
+
+        def after_epoch(self, net, history):
+            seen.append((net.theta.copy(), self.controls.dropout.max()))
+
+    linear = schedules.Polynomial()
+    case.net.fit(
+        case.X,
+        np.zeros_like(case.y),
+        sample_weight=np.zeros(len(case.X)) + 1e-300,
+        optimizer=fastbp.AdamW(1.0, weight_decay=0.1, epsilon=1e300),
+        batch_size=100,
+        epochs=4,
+        callbacks=[fastbp.Annealing(linear, linear), Watch()],
+    )
+    for k, (actual, dropout) in enumerate(seen):
+        theta = theta * (1 - 0.1 * (1 - k / 4))
+        np.testing.assert_allclose(actual, theta, rtol=1e-9)
+        assert dropout == pytest.approx(0.5 * (1 - (k + 1) / 4))
+
+
+def test_classifier_on_a_mixed_table(rng):
+    X, y = make_table(rng)
+    labels = np.where(y > 2, "high", np.where(y < 0, "low", "middle"))
+    model = MLPClassifier(preset="tabular", max_iter=60, random_state=0).fit(X, labels)
+    assert model.score(X, labels) > 0.9
+    assert model.predict_proba(X).shape == (len(X), 3)
+    assert list(model.feature_names_in_) == list(X.columns)
+    assert model.n_features_in_ == 4
+    assert model.n_iter_ == len(model.loss_curve_) == len(model.validation_scores_) == 60
+    again = pickle.loads(pickle.dumps(model))
+    assert np.array_equal(again.predict_proba(X), model.predict_proba(X))
+    same = clone(model).fit(X, labels)
+    assert np.array_equal(same.predict_proba(X), model.predict_proba(X))
+    with pytest.raises(ValueError, match="columns"):
+        model.predict(X[["size", "colour"]])
+
+
+def test_regressor_on_a_mixed_table(rng):
+    X, y = make_table(rng)
+    model = MLPRegressor(preset="tabular", max_iter=60, random_state=0).fit(X, y)
+    assert model.score(X, y) > 0.8
+    assert y.min() <= model.predict(X).min()
+    two = MLPRegressor(preset="tabular", max_iter=5, random_state=0).fit(X, np.column_stack([y, -y]))
+    assert two.predict(X).shape == (len(X), 2)
+
+
+def test_keeps_the_epoch_that_was_best_on_the_validation_data(rng):
+    X, y = load_diabetes(return_X_y=True)
+    train, rest = slice(0, 300), slice(300, None)
+    model = MLPRegressor(preset="tabular", max_iter=40, random_state=0)
+    model.fit(X[train], y[train], validation_data=(X[rest], y[rest]))
+    scale = y[train].std()
+    error = np.sqrt(np.mean((model.predict(X[rest]) - y[rest]) ** 2)) / scale
+    assert error <= min(model.validation_scores_) * (1 + 1e-6)
+    assert min(model.validation_scores_) < model.validation_scores_[-1] or len(model.validation_scores_) == 40
+
+
+def test_works_in_searches():
+    X, y = load_wine(return_X_y=True)
+    search = GridSearchCV(
+        MLPClassifier(preset="tabular", max_iter=20, random_state=0), {"hidden_layer_sizes": [(8,), (64, 64)]}, cv=2
+    )
+    assert search.fit(X, y).best_score_ > 0.9
+    assert cross_val_score(MLPClassifier(preset="tabular", max_iter=20, random_state=0), X, y, cv=2).mean() > 0.9
+
+
+def test_what_the_recipe_decides_is_refused():
+    X, y = load_wine(return_X_y=True)
+    with pytest.raises(ValueError, match=r"alpha is 0\.1, but with preset='tabular' the recipe decides it"):
+        MLPClassifier(preset="tabular", alpha=0.1).fit(X, y)
+    with pytest.raises(ValueError, match="preset must be 'tabular' or None, it is 'other'"):
+        MLPClassifier(preset="other").fit(X, y)
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "rmse"])
+def test_early_stopping_on_a_metric(rng, metric):
+    """More is better for one, less for the other."""
+    loss = {"accuracy": "cross_entropy", "rmse": "squared_error"}[metric]
+    case = make_case(rng, (5, 17, 3), loss, n_samples=64)
+    stop = fastbp.EarlyStopping(patience=100, monitor=f"val_{metric}")
+    history = case.net.fit(
+        case.X[:40],
+        case.y[:40],
+        epochs=30,
+        validation_data=(case.X[40:], case.y[40:]),
+        metrics=[metric],
+        callbacks=[stop],
+        optimizer=fastbp.Adam(0.05),
+    )
+    curve = np.array(history.val_metrics[metric])
+    assert stop.best_epoch == (curve.argmax() if metric == "accuracy" else curve.argmin())
+    score = case.net.evaluate(case.X[40:], case.y[40:], metrics=[metric])[metric]
+    assert score == curve[stop.best_epoch]
+    with pytest.raises(ValueError, match=f"monitor is 'val_{metric}', but this training has loss alone"):
+        case.net.fit(case.X, case.y, callbacks=[stop])
