@@ -17,6 +17,7 @@ from numba.core import event
 import fastbp
 from fastbp.kernels.activations import ACTIVATIONS
 from fastbp.kernels.losses import LOSSES
+from fastbp.kernels.problem import NORMALIZATIONS
 from fastbp.optimizers import BY_NAME
 
 rng = np.random.default_rng(0)
@@ -29,6 +30,7 @@ with event.install_recorder("numba:compile") as recorder:
     for dtype, (loss, activation) in itertools.product(("float32", "float64"), list(rows)):
         X = rng.normal(size=(40, 3))
         y = rng.integers(0, 2, size=40) if loss == "cross_entropy" else rng.uniform(size=(40, 2))
+        y = y[:, 0] if loss == "gaussian_nll" else y
         net = fastbp.MLP((3, 5, 4, 2), activation=activation, loss=loss, dtype=dtype, dropout=0.1, random_state=0)
         for optimizer in optimizers:
             optimizer.reset()
@@ -43,6 +45,14 @@ with event.install_recorder("numba:compile") as recorder:
         net.evaluate(X, y)
         net.predict(X)
     fastbp.MLP((1, 1), bias=False).fit([[1.0], [2.0]], [1.0, 2.0], epochs=1)
+    for dtype, normalization in itertools.product(("float32", "float64"), NORMALIZATIONS):
+        net = fastbp.MLP((4, 4, 4, 2), normalization=normalization, residual=True, scale_inputs=True, input_noise=0.1,
+                         max_norm=1.0, dtype=dtype)
+        X, y = rng.normal(size=(2, 40, 4))
+        net.fit(X, y[:, :2], steps=3, callbacks=[fastbp.WeightAveraging(by="step")], optimizer=fastbp.Adam(
+            layer_rates=(0, 1, 2)), validation_data=(X, y[:, :2]))
+        net.loss_and_gradients(X, y[:, :2])
+        fastbp.MLP((4, 4, 2), normalization="layer_norm").fit(X, y[:, :2], optimizer="lbfgs", epochs=2)
     fastbp.MLP((2,) * 12).fit(np.ones((3, 2)), np.ones((3, 2)), epochs=1)
 print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
 """
