@@ -207,6 +207,8 @@ class _Trained:
                 raise ValueError(f"{name} is {value!r}, but with preset='tabular' the recipe decides it")
         if estimator.preset != "tabular":
             raise ValueError(f"preset must be 'tabular' or None, it is {estimator.preset!r}")
+        if sparse.issparse(X):
+            raise TypeError("X must be a DataFrame or an array with preset='tabular', it is a sparse matrix")
         estimator._encoder = table_encoder(X)
         encoded = estimator._encoder.fit_transform(X).astype(np.float32)
         if validation_data is not None:

@@ -153,3 +153,10 @@ def test_asv_finds_the_suite():
         text=True,
     )
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+def test_tables_are_measured():
+    tables = pytest.importorskip("benchmarks.tables")
+    results = tables.measure("wine", 1, 2)
+    assert set(results) == {"defaults", "scaled", "preset"}
+    assert 0.9 < results["preset"][0] <= 1

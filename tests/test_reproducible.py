@@ -9,6 +9,8 @@ from cases import make_case, optimizer
 
 import fastbp
 
+OF_NETWORK = ("dropout", "l1", "l2", "input_noise", "max_norm")
+
 
 def train(case, threads=1, **settings):
     """The bits of everything that a training returns or changes."""
@@ -25,13 +27,15 @@ def train(case, threads=1, **settings):
         pytest.param({"accumulate": 3}, id="accumulate"),
         pytest.param({"dropout": 0.2}, id="dropout"),
         pytest.param({"l1": 0.01, "l2": 0.1}, id="penalties"),
+        pytest.param({"input_noise": 0.1, "max_norm": 1.0}, id="noise and max-norm"),
+        pytest.param({"callbacks": [fastbp.WeightAveraging(1, 0.9, by="step")]}, id="average"),
         pytest.param({"batch_size": 1, "epochs": 1}, id="online"),
         pytest.param({"batch_size": 1000, "clip_norm": 0.1}, id="full batch and clip"),
     ],
 )
 @pytest.mark.parametrize("sizes", [(3, 5, 2), (300, 70, 10), (17, 33, 65, 33, 7, 4)], ids=["small", "wide", "deep"])
 def test_same_bits_for_any_number_of_threads(rng, sizes, settings, dtype):
-    of_network = {name: settings[name] for name in ("dropout", "l1", "l2") if name in settings}
+    of_network = {name: settings[name] for name in OF_NETWORK if name in settings}
     settings = {name: value for name, value in settings.items() if name not in of_network}
     results = set()
     for threads in (1, 2, 3, 4):
