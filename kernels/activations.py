@@ -126,14 +126,23 @@ def silu_derivative(z, a, p):
     return s + a * (type(z)(1) - s)
 
 
+@register_jitable
+def mish_parts(z):
+    """exp(z), n and d with tanh(softplus(z)) = n / d, for z up to where that is 1."""
+    e = elementary.exp(type(z)(20) if z > type(z)(20) else z)
+    n = e * (e + type(z)(2))
+    return e, n, n + type(z)(2)
+
+
 def mish(z, p):
-    """Misra (2019)."""
-    return z * elementary.tanh(elementary.softplus(z))
+    """z tanh(softplus(z)): Misra (2019)."""
+    _, n, d = mish_parts(z)
+    return z * (n / d)
 
 
 def mish_derivative(z, a, p):
-    t = elementary.tanh(elementary.softplus(z))
-    return t + z * (type(z)(1) - t * t) * elementary.logistic(z)
+    e, n, d = mish_parts(z)
+    return n / d + z * (type(z)(4) * e * (e + type(z)(1)) / (d * d))
 
 
 def softplus(z, p):

@@ -10,7 +10,7 @@ from ..losses import LOSSES
 from ..problem import DENSE, SUM
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import Hook, inlined, routine, row_of, select
+from .jit import Hook, embedded, inlined, routine, select
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .normalization import fill_line, normalize_back
 from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
@@ -73,7 +73,7 @@ def _compile_loss(row):
             delta[i] = weight[i] * slope if inside else number(0)
             delta[i + 1] = weight[i] * other_slope if inside else number(0)
 
-    return row_of(panel_loss_of_pairs if row.pairs else panel_loss, row.value.__name__)
+    return embedded(panel_loss_of_pairs if row.pairs else panel_loss, row.value.__name__)
 
 
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
@@ -138,7 +138,7 @@ def fill_targets(data, first, n_rows, column, lanes, width, n_classes, smoothing
                 line[lane] = keep * row[lane] + give
 
 
-@routine
+@embedded
 def output_delta(network, data, work, block, first, position, n_rows, scale, thread):
     """Loss and output delta of a block, into ``work.loss`` and ``work.delta``.
 
@@ -205,7 +205,7 @@ def join(layer, work, start, n_rows):
             delta[i] += kept[i]
 
 
-@routine
+@embedded
 def delta(network, parameters, work, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
 

@@ -10,7 +10,7 @@ from ..elementary import cos, log
 from ..problem import DENSE, SUM
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import Hook, inlined, routine, row_of, select
+from .jit import Hook, embedded, inlined, routine, select
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, W, n_panels
 from .normalization import normalize
 from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read, view
@@ -34,7 +34,7 @@ def _compile_activation(row):
             for i in range(a.size):
                 a[i] = value(a[i], p)
 
-    return row_of(activate, row.value.__name__)
+    return embedded(activate, row.value.__name__)
 
 
 _activate = select(list(ACTIVATIONS.values()), _compile_activation)
@@ -174,7 +174,7 @@ def add(layer, work, start, n_rows):
             slope[i] = 1
 
 
-@routine
+@embedded
 def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
 

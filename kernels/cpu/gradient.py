@@ -13,7 +13,7 @@ from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import DENSE
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
-from .jit import Hook, inlined, routine, row_of, select
+from .jit import Hook, embedded, inlined, routine, select
 from .layout import (
     BIAS,
     BIAS_GROUP,
@@ -77,7 +77,7 @@ def _slot_access(n_slots):
         store_others(views, i, values)
         views[last][i] = values[last]
 
-    views, load, store = (row_of(function, str(n_slots)) for function in (views, load, store))
+    views, load, store = (embedded(function, str(n_slots)) for function in (views, load, store))
     return views, load, store
 
 
@@ -91,7 +91,7 @@ def _compile_update(row):
             W[i] = theta
             store(views, i, values)
 
-    return row_of(update, row.update.__name__)
+    return embedded(update, row.update.__name__)
 
 
 _update = select(list(OPTIMIZERS.values()), _compile_update)
@@ -166,7 +166,7 @@ def scalars(work, thread, group):
     return number(h[0]), number(h[1]), number(h[2]), number(h[3]), number(h[4]), number(h[5])
 
 
-@routine
+@embedded
 def step_scalars(optimizer, work, thread, learning_rate, step):
     """Prepare a step's optimizer scalars."""
     for group in range(len(optimizer.hyper)):
@@ -219,7 +219,7 @@ def prefetch_parameters(parameters, start, count):
             prefetch_to_write(((parameters.slots[k], line),))
 
 
-@routine
+@embedded
 def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
     """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all strips.
 

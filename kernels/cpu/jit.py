@@ -44,8 +44,10 @@ def inlined(function: Callable, variant: str = "") -> Callable:
     return _compile(function, variant, inline="always")
 
 
-def row_of(function: Callable, variant: str = "") -> Callable:
-    """Compile a function for `select`, into its caller."""
+def embedded(function: Callable, variant: str = "") -> Callable:
+    """Compile a function that becomes part of its callers' machine code, without a call that would pass every array of
+    a structure by eight words.
+    """
     return _compile(function, variant, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
 
 
