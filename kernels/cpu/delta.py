@@ -7,12 +7,12 @@ from numba import int64
 
 from ..elementary import exp, log
 from ..losses import LOSSES
-from ..problem import DENSE, SUM
+from ..problem import DENSE
 from .forward import block_start, sample
 from .gemm import make_product
 from .jit import Hook, embedded, inlined, routine, select
+from .layers import call_apart, fill_line
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
-from .normalization import fill_line, normalize_back
 from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
 
 product_times_derivative = make_product(start="zero", finish="multiply")
@@ -175,36 +175,6 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
             sums[r] += sum_line(((loss, r * width),))
 
 
-@routine
-def split(layer, work, start, n_rows):
-    """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_OUT], width)):
-        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        right = start + layer[SKIP] * work.block_rows + panel * panel_size
-        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        left, right, out = view(work.delta, left, size), view(work.delta, right, size), view(work.delta, out, size)
-        for i in range(size):
-            left[i] *= out[i]
-            out[i] *= right[i]
-
-
-@routine
-def join(layer, work, start, n_rows):
-    """Add what `split` kept for a dense layer's input."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_IN], width)):
-        delta = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        kept = start + layer[SKIP] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        delta, kept = view(work.delta, delta, size), view(work.delta, kept, size)
-        for i in range(size):
-            delta[i] += kept[i]
-
-
 @embedded
 def delta(network, parameters, work, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
@@ -225,9 +195,6 @@ def delta(network, parameters, work, block, n_rows, span, thread):
                 n_rows,
                 n_panels(layer[N_IN], width),
             )
-            if layer[SKIP] >= 0:
-                join(layer, work, start, n_rows)
-        elif layer[KIND] == SUM:
-            split(layer, work, start, n_rows)
-        else:
-            normalize_back(layer, parameters, work, start, block * work.block_rows, n_rows, thread)
+        if layer[KIND] != DENSE or layer[SKIP] >= 0:
+            place = start, block * work.block_rows
+            call_apart(network.at.delta, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))

@@ -12,10 +12,19 @@ import numpy as np
 from ..random import below, fold, mix
 from .delta import delta, output_delta
 from .forward import block_start, forward, sample
-from .gradient import UPDATE, apply, clipping_scale, gradient, reduce, settle, square_norms, step_scalars
+from .gradient import (
+    UPDATE,
+    call_apply,
+    call_norms,
+    call_reduce,
+    call_settle,
+    clipping_scale,
+    gradient,
+    step_scalars,
+)
 from .jit import entry, inlined, routine
+from .layers import call_batch, moving_moments
 from .layout import N_OUT, NODE_OUT, convert, n_panels
-from .normalization import batch_deltas, batch_moments, moving_moments
 from .simd import LINE_BYTES, flush_subnormals, restore_subnormals, view
 from .team import barrier
 
@@ -146,11 +155,11 @@ def take_blocks(network, parameters, data, work, base, first, begin, end, key, s
                 delta(network, parameters, work, number, rows, span, thread)
         if turn < 2 * n_stops:
             barrier(work.sync, step)
-            if turn < n_stops:
-                epsilon = network.epsilon[stops[k]]
-                batch_moments(layers[stops[k]], parameters, work, block_size, epsilon, n_rows, thread, step)
-            else:
-                batch_deltas(layers[stops[k - 1]], parameters, work, block_size, n_rows, thread, step)
+            back = np.int64(turn >= n_stops)
+            stop = stops[k - back]
+            share = thread, step
+            epsilon = network.epsilon[stop]
+            call_batch(network.at.batch, (back, layers[stop], parameters, work, block_size, epsilon, n_rows, *share))
             barrier(work.sync, step)
 
 
@@ -197,21 +206,20 @@ def backpropagate(network, parameters, data, work, optimizer, first, n_rows, wei
             loss += work.slice_loss[k]
     in_memory = not shared or optimizer.mode != FUSED
     if in_memory:
-        reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads)
+        call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
         if optimizer.mode == CLIPPED:
-            square_norms(network, parameters, thread, n_threads)
+            call_norms(network.at.norms, (network, parameters, thread, n_threads))
         barrier(work.sync, n_threads)
     if l1 > 0 or l2 > 0:
         for penalty in work.penalty:
             loss += penalty
     if in_memory and optimizer.mode != NONE:
-        clip = number(1)
-        if optimizer.mode == CLIPPED:
-            clip *= clipping_scale(parameters, optimizer.clip_norm)
-        apply(network, parameters, optimizer, work, clip, number(optimizer.clip_value), thread, n_threads)
+        clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
+        limit = number(optimizer.clip_value)
+        call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
         barrier(work.sync, n_threads)
     if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size):
-        settle(network, parameters, work, share, thread, n_threads)
+        call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
         barrier(work.sync, n_threads)
     return loss
 

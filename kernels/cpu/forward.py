@@ -1,18 +1,16 @@
 """Forward pass of a block of rows: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
 
-import math
 from functools import cache
 
 from numba import int64
 
 from ..activations import ACTIVATIONS
-from ..elementary import cos, log
-from ..problem import DENSE, SUM
+from ..problem import DENSE
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import Hook, embedded, inlined, routine, select
-from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, W, n_panels
-from .normalization import normalize
+from .jit import Hook, embedded, inlined, select
+from .layers import call_apart, call_perturb
+from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read, view
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
@@ -125,20 +123,6 @@ def drop(a, delta, width, rate, key, first, n_rows):
             delta[r * width + lane] *= kept
 
 
-@routine
-def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
-    """Add Gaussian noise to the inputs of a block, by the method of Box & Muller (1958); counted like `drop`'s."""
-    number = a.dtype.type
-    width = LINE_BYTES // a.itemsize
-    for r in range(n_rows):
-        row_key = fold(key, first + r)
-        for column in range(n_in):
-            radius = number(1) - number(uniform(fold(row_key, 2 * column)))
-            angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * column + 1)))
-            noise = math.sqrt(number(-2) * log(radius)) * cos(angle)
-            a[start + (column // width * block_rows + r) * width + column % width] += number(deviation) * noise
-
-
 @inlined
 def activate_panels(network, work, start, depth, first_panel, last_panel, key, first, n_rows, training):
     """Take some panels of a layer's z through its activation and its dropout."""
@@ -157,23 +141,6 @@ def activate_panels(network, work, start, depth, first_panel, last_panel, key, f
         begin += panel_size
 
 
-@routine
-def add(layer, work, start, n_rows):
-    """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_OUT], width)):
-        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        right = start + layer[SKIP] * work.block_rows + panel * panel_size
-        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        left, right, slope = view(work.a, left, size), view(work.a, right, size), view(work.delta, out, size)
-        out = view(work.a, out, size)
-        for i in range(size):
-            out[i] = left[i] + right[i]
-            slope[i] = 1
-
-
 @embedded
 def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
@@ -188,7 +155,10 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
         gather(data, work, start, first + position, n_rows)
         if training and network.noise > 0.0:
             noise_key = fold(key, len(network.layers))
-            perturb(work.a, start, data.X.shape[1], work.block_rows, network.noise, noise_key, position, n_rows)
+            call_perturb(
+                network.at.perturb,
+                (work.a, start, data.X.shape[1], work.block_rows, network.noise, noise_key, position, n_rows),
+            )
     for depth in range(span[0], span[1]):
         layer = network.layers[depth]
         panels = n_panels(layer[N_OUT], width)
@@ -208,10 +178,9 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                     activate_panels(
                         network, work, start, depth, first_panel, last_panel, key, position, n_rows, training
                     )
-        elif layer[KIND] == SUM:
-            add(layer, work, start, n_rows)
         else:
-            normalize(layer, parameters, work, start, block * work.block_rows, network.epsilon[depth], n_rows, thread)
+            place = start, block * work.block_rows
+            call_apart(network.at.forward, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))
             if layer[ACTIVATE_AT]:
                 activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
 

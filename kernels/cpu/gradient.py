@@ -14,6 +14,7 @@ from ..problem import DENSE
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, embedded, inlined, routine, select
+from .layers import fill, sum_gains
 from .layout import (
     BIAS,
     BIAS_GROUP,
@@ -28,7 +29,6 @@ from .layout import (
     n_panels,
     transpose_rows,
 )
-from .normalization import fill, sum_gains
 from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, sum_line, tile_code, view
 
 #: `gradient`'s word for updating on the spot.
@@ -322,7 +322,6 @@ def panel_of(layers, number, width):
     return depth, number, start, start + size
 
 
-@routine
 def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
     """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
     width = LINE_BYTES // parameters.W.itemsize
@@ -337,7 +336,6 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
             work.penalty[number] = penalize(parameters.W, start, grad, grad.size - width, l1, l2, work, thread)
 
 
-@routine
 def square_norms(network, parameters, thread, n_threads):
     """Squared norm of each panel of the gradient. Precondition: `reduce`."""
     width = LINE_BYTES // parameters.W.itemsize
@@ -358,7 +356,6 @@ def clipping_scale(parameters, clip_norm):
     return min(1.0, clip_norm / math.sqrt(total)) if total > 0.0 else 1.0
 
 
-@routine
 def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads):
     """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
     width = LINE_BYTES // parameters.W.itemsize
@@ -377,7 +374,6 @@ def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads)
             transpose_rows(parameters, layer, panel, 0, layer[N_IN])
 
 
-@routine
 def settle(network, parameters, work, share, thread, n_threads):
     """After an update bring the norms of columns down to ``max_norm``, and the average along by ``share``; each thread
     has the panels it has in `reduce`.
@@ -407,3 +403,7 @@ def settle(network, parameters, work, share, thread, n_threads):
             W, average = view(parameters.W, start, end - start), view(parameters.average, start, end - start)
             for i in range(W.size):
                 average[i] += number(share) * (W[i] - average[i])
+
+
+REDUCE, NORMS, APPLY, SETTLE = Hook(reduce), Hook(square_norms), Hook(apply), Hook(settle)
+call_reduce, call_norms, call_apply, call_settle = REDUCE.call, NORMS.call, APPLY.call, SETTLE.call

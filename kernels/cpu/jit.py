@@ -7,11 +7,13 @@ from itertools import count
 from pathlib import Path
 from typing import Any
 
-from numba import njit
+from numba import njit, typeof
 from numba.np.numpy_support import from_dtype
 
 from .simd import make_call, switch
 
+#: Options of what Python never calls.
+_WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
 _names: set[str] = set()
 _numbers = count()
 
@@ -32,7 +34,7 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
 
 def routine(function: Callable, variant: str = "") -> Callable:
     """Compile a function that other kernels call; it becomes part of their code. Closures need a ``variant``."""
-    return _compile(function, variant, no_cpython_wrapper=True, no_cfunc_wrapper=True)
+    return _compile(function, variant, **_WITHOUT_WRAPPERS)
 
 
 def inlined(function: Callable, variant: str = "") -> Callable:
@@ -48,7 +50,7 @@ def embedded(function: Callable, variant: str = "") -> Callable:
     """Compile a function that becomes part of its callers' machine code, without a call that would pass every array of
     a structure by eight words.
     """
-    return _compile(function, variant, no_cpython_wrapper=True, no_cfunc_wrapper=True, forceinline=True)
+    return _compile(function, variant, forceinline=True, **_WITHOUT_WRAPPERS)
 
 
 def _digest() -> str:
@@ -65,21 +67,21 @@ DIGEST = _digest()
 ENTRIES: list[Any] = []
 
 
-def entry(function: Callable) -> Any:
+def entry(function: Callable, **options: Any) -> Any:
     """Compile an entry point, called from Python and cached on disk.
 
     Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all
     files whose code can end up in it.
     """
-    dispatcher: Any = _compile(function, cache=True)
+    dispatcher: Any = _compile(function, cache=True, **options)
     dispatcher._cache._cache_file._source_stamp = DIGEST
     ENTRIES.append(dispatcher)
     return dispatcher
 
 
 class Hook:
-    """An entry point that kernels call by its address: it is compiled and optimised once, by itself, and a function
-    of the user's can take its place.
+    """What kernels call by its address: it is compiled and optimised once, by itself, and a function of the user's can
+    take its place.
 
     Attributes
     ----------
@@ -87,20 +89,31 @@ class Hook:
         ``call(address, args)`` in kernels.
     """
 
-    def __init__(self, function: Callable, kinds: Callable):
-        """``kinds(real)`` gives the types of the arguments for numbers of type ``real``."""
-        self._dispatcher, self._kinds = entry(function), kinds
-        self.call = make_call(kinds)
+    def __init__(self, function: Callable, kinds: Callable | None = None):
+        """``kinds(real)`` gives the arguments' types for numbers of type ``real``; None takes them as they are."""
+        self._dispatcher = entry(function, **_WITHOUT_WRAPPERS)
+        self._kinds: Any = kinds
+        self._found: dict[Any, int] = {}
+        self.call = make_call(kinds, self._dispatcher.overloads)
 
     def replaced_by(self, function: Callable) -> "Hook":
         """A hook of the same arguments for a function of the user's, which no cache keeps."""
         hook = copy(self)
-        hook._dispatcher = _compile(function, f"custom {next(_numbers)}")
+        hook._dispatcher = _compile(function, f"custom {next(_numbers)}", **_WITHOUT_WRAPPERS)
+        hook._found = {}
         return hook
 
     def address(self, dtype) -> int:
         """Where the machine code for numbers of this type lies; it stays there."""
-        kinds = self._kinds(from_dtype(dtype))
+        if dtype not in self._found:
+            self._found[dtype] = self._address(self._kinds(from_dtype(dtype)))
+        return self._found[dtype]
+
+    def address_for(self, *args: Any) -> int:
+        """The same for arguments like these."""
+        return self._address(tuple(typeof(arg) for arg in args))
+
+    def _address(self, kinds: tuple) -> int:
         self._dispatcher.compile(kinds)
         compiled = self._dispatcher.overloads[kinds]
         return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)

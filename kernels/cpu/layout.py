@@ -43,6 +43,19 @@ from .simd import LINE_BYTES, VECTORS, copy_line, make_transpose
 ROW_STEP = max(1, VECTORS.rows // 3)
 
 
+class Addresses(NamedTuple):
+    """Where the hooks lie that few networks want."""
+
+    forward: int = 0
+    delta: int = 0
+    batch: int = 0
+    perturb: int = 0
+    reduce: int = 0
+    norms: int = 0
+    apply: int = 0
+    settle: int = 0
+
+
 class Network(NamedTuple):
     """What is computed: topology and options as runtime tables, so that no network compiles anything.
 
@@ -75,6 +88,7 @@ class Network(NamedTuple):
         1 if they are divided by the weight of each batch, as scikit-learn does it, else 0.
     seed : uint64
         Key of the counter-based generator.
+    at : Addresses
     """
 
     layers: np.ndarray
@@ -93,6 +107,7 @@ class Network(NamedTuple):
     l2: float
     penalty_by_batch: int
     seed: np.uint64
+    at: Addresses
 
 
 class Parameters(NamedTuple):

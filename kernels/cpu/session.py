@@ -11,12 +11,13 @@ from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Topology, Update, samples_alone
-from . import epoch, layout
+from . import ahead, epoch, layout
 from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, custom_activation
-from .gradient import PREPARE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
-from .layout import Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
+from .gradient import APPLY, NORMS, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
+from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB
+from .layout import Addresses, Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
 
@@ -33,6 +34,7 @@ FLOPS_PER_THREAD = 700_000
 #: ... where updating a parameter takes as long as this many of them.
 UPDATE_FLOPS = 50
 
+_addresses: dict[np.dtype, Addresses] = {}
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
 _idle_lock = threading.Lock()
 # Threads do not survive a fork.
@@ -103,6 +105,7 @@ class Session:
             l2=topology.l2,
             penalty_by_batch=int(topology.penalty_by_batch),
             seed=np.uint64(topology.seed),
+            at=Addresses(),
         )
         row_bytes = 2 * sizes.lanes * dtype.itemsize
         limit = min(batch_rows, max(CACHE_BYTES // row_bytes, GRADIENT_SHARE * topology.n_parameters // sizes.lanes))
@@ -153,6 +156,9 @@ class Session:
             average=np.zeros(0, dtype),
             moving=np.zeros((2, sizes.units)),
         )
+        if dtype not in _addresses:
+            _addresses[dtype] = self._find_hooks()
+        self.network = self.network._replace(at=_addresses[dtype])
         starts = [(table[k, layout.STATISTICS], layers[k].n_out) for k in batch_norms]
         self._units = np.array([unit for start, n in starts for unit in range(start, start + n)], np.int64)
         self.parameters.moving[:, self._units] = moving
@@ -164,6 +170,25 @@ class Session:
     def __exit__(self, *exception) -> None:
         with _idle_lock:
             _idle_teams[self.n_threads].append(self._team)
+
+    def _find_hooks(self) -> Addresses:
+        """Compile all hooks, whatever this network wants: the next one will want another."""
+        ACTIVATE.address(self.topology.dtype)
+        number, key = self.topology.dtype.type(0), self.network.seed
+        layer, sizes = self.network.layers[0], (0, 0)
+        row = layer, self.parameters, self.work
+        network = self.network, self.parameters
+        optimizer = Optimizer(0, 0, 0, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, 0)
+        return Addresses(
+            forward=FORWARD_APART.address_for(*row, *sizes, 0.0, *sizes),
+            delta=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
+            batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
+            perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
+            reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
+            norms=NORMS.address_for(*network, *sizes),
+            apply=APPLY.address_for(*network, optimizer, self.work, number, number, *sizes),
+            settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
+        )
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
@@ -246,6 +271,7 @@ class Session:
 
     def train(self, max_updates: int, max_epochs: int) -> Progress:
         """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
+        ahead.wait(self.topology.dtype)
         self._team.run(
             epoch.train,
             self.network,
@@ -326,6 +352,7 @@ class Session:
         return float(losses.sum()) / _total_weight(data)
 
     def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
+        ahead.wait(self.topology.dtype)
         self._team.run(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
 
 

@@ -9,6 +9,7 @@ import llvmlite.binding
 from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
+from numba.core.errors import TypingError
 from numba.extending import intrinsic, register_jitable
 from numba.np.arrayobj import populate_array
 
@@ -420,17 +421,23 @@ def switch(routines: dict[int, Callable]) -> Callable:
     return select
 
 
-def make_call(kinds: Callable) -> Callable:
+def make_call(kinds: Callable | None, overloads: dict) -> Callable:
     """Make an intrinsic ``call(address, args)`` of a compiled function without a result.
 
-    ``kinds(real)`` gives the types of its arguments for numbers of type ``real``, the first such type in ``args``;
-    there is no check of the address.
+    ``kinds(real)`` gives the types of its arguments for numbers of type ``real``, the first such type in ``args``; None
+    takes the arguments as they are, which must then be of types in ``overloads``, if there are any when the caller is
+    compiled. There is no check of the address.
     """
 
     @intrinsic
     def call(typingctx, address, args):
-        flat = [part for kind in args for part in (kind if isinstance(kind, types.BaseTuple) else (kind,))]
-        wanted = kinds(next(kind for kind in flat if isinstance(kind, types.Float)))
+        if kinds is None:
+            wanted = tuple(types.unliteral(kind) for kind in args)
+            if overloads and wanted not in overloads:
+                raise TypingError(f"a hook is called with {wanted}, it is compiled for {list(overloads)}")
+        else:
+            flat = [part for kind in args for part in (kind if isinstance(kind, types.BaseTuple) else (kind,))]
+            wanted = kinds(next(kind for kind in flat if isinstance(kind, types.Float)))
 
         def codegen(context, builder, signature, values):
             given = cgutils.unpack_tuple(builder, values[1])

@@ -1,4 +1,4 @@
-"""Normalization of a block of rows, and of a batch: y = x gain + shift, where x is z standardised.
+"""What few networks want, compiled apart: sums, noise, and normalizations, y = x gain + shift, x being z standardised.
 
     layer_norm   x = (z - mean) / sqrt(var + epsilon), over the units of a sample   Ba, Kiros & Hinton (2016)
     rms_norm     x = z / sqrt(mean(z**2) + epsilon), over the units of a sample     Zhang & Sennrich (2019)
@@ -11,9 +11,11 @@ statistics were taken over, delta[z] = (g - mean(g) - x mean(g x)) / sqrt(...); 
 
 import math
 
-from ..problem import BATCH_NORM, LAYER_NORM, RMS_NORM, SCALE
-from .jit import inlined, routine
-from .layout import KIND, N_OUT, NODE_IN, NODE_OUT, STATISTICS, W, n_panels
+from ..elementary import cos, log
+from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
+from ..random import fold, uniform
+from .jit import Hook, inlined, routine
+from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, W, n_panels
 from .simd import LINE_BYTES, copy_line, sum_line, view
 
 #: What the moving averages take from each batch.
@@ -58,6 +60,66 @@ def panel(array, node, number, work, start, n_rows):
     width = LINE_BYTES // array.itemsize
     begin = start + node * work.block_rows + number * work.block_rows * width
     return view(array, begin, n_rows * width)
+
+
+def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
+    """Add Gaussian noise to the inputs of a block, by the method of Box & Muller (1958); counted like `drop`'s."""
+    number = a.dtype.type
+    width = LINE_BYTES // a.itemsize
+    for r in range(n_rows):
+        row_key = fold(key, first + r)
+        for column in range(n_in):
+            radius = number(1) - number(uniform(fold(row_key, 2 * column)))
+            angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * column + 1)))
+            noise = math.sqrt(number(-2) * log(radius)) * cos(angle)
+            a[start + (column // width * block_rows + r) * width + column % width] += number(deviation) * noise
+
+
+@routine
+def add(layer, work, start, n_rows):
+    """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    for panel in range(n_panels(layer[N_OUT], width)):
+        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        right = start + layer[SKIP] * work.block_rows + panel * panel_size
+        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        left, right, slope = view(work.a, left, size), view(work.a, right, size), view(work.delta, out, size)
+        out = view(work.a, out, size)
+        for i in range(size):
+            out[i] = left[i] + right[i]
+            slope[i] = 1
+
+
+@routine
+def split(layer, work, start, n_rows):
+    """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    for panel in range(n_panels(layer[N_OUT], width)):
+        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        right = start + layer[SKIP] * work.block_rows + panel * panel_size
+        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        left, right, out = view(work.delta, left, size), view(work.delta, right, size), view(work.delta, out, size)
+        for i in range(size):
+            left[i] *= out[i]
+            out[i] *= right[i]
+
+
+@routine
+def join(layer, work, start, n_rows):
+    """Add what `split` kept for a dense layer's input."""
+    width = LINE_BYTES // work.a.itemsize
+    panel_size = work.block_rows * width
+    for panel in range(n_panels(layer[N_IN], width)):
+        delta = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+        kept = start + layer[SKIP] * work.block_rows + panel * panel_size
+        size = n_rows * width
+        delta, kept = view(work.delta, delta, size), view(work.delta, kept, size)
+        for i in range(size):
+            delta[i] += kept[i]
 
 
 @routine
@@ -228,6 +290,37 @@ def moving_moments(network, parameters, work):
             deviation = 1.0 / math.sqrt(parameters.moving[1, lane] + network.epsilon[depth])
             work.moments[MEAN, lane] = number(parameters.moving[0, lane])
             work.moments[DEVIATION, lane] = number(deviation)
+
+
+def forward_apart(layer, parameters, work, start, first, epsilon, n_rows, thread):
+    """The forward pass of a layer that is not dense."""
+    if layer[KIND] == SUM:
+        add(layer, work, start, n_rows)
+    else:
+        normalize(layer, parameters, work, start, first, epsilon, n_rows, thread)
+
+
+def delta_apart(layer, parameters, work, start, first, epsilon, n_rows, thread):
+    """The way back through it, or through what is left of a dense one whose input goes into a sum."""
+    if layer[KIND] == DENSE:
+        join(layer, work, start, n_rows)
+    elif layer[KIND] == SUM:
+        split(layer, work, start, n_rows)
+    else:
+        normalize_back(layer, parameters, work, start, first, n_rows, thread)
+
+
+def look_at_batch(back, layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads):
+    """What batch normalization takes from a whole batch, forward or back."""
+    if back:
+        batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
+    else:
+        batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads)
+
+
+FORWARD_APART, DELTA_APART = Hook(forward_apart), Hook(delta_apart)
+LOOK_AT_BATCH, PERTURB = Hook(look_at_batch), Hook(perturb)
+call_apart, call_batch, call_perturb = FORWARD_APART.call, LOOK_AT_BATCH.call, PERTURB.call
 
 
 @inlined
