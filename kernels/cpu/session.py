@@ -3,9 +3,10 @@
 import os
 import threading
 from collections import defaultdict
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+from numba import typeof
 
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
@@ -16,6 +17,7 @@ from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, custom_activation
 from .gradient import APPLY, NORMS, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
+from .jit import Hook
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB
 from .layout import Addresses, Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
@@ -376,3 +378,37 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
     row = LOSSES[loss.name]
     smoothing = loss.setting if row.setting is SMOOTHING else 0.0
     return row.code, PANEL_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
+
+
+def compile_loop(dtype: str) -> None:
+    """Compile what `Session` runs on a team, and keep it on disk; nothing is run, and no hook compiled."""
+    from ..problem import Choice, Topology, samples_alone
+    from .session import Session
+
+    event.unregister("numba:compile", _starter)
+    hook: Any = Hook
+    team: Any = Team
+    hook._address = lambda self, kinds: 0
+    team.run = lambda self, function, *args: function.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
+    topology = Topology(
+        layer_sizes=(1, 1),
+        activations=(),
+        loss=Choice("squared_error", 0.0),
+        normalizations=(),
+        residual=(),
+        scale_inputs=False,
+        bias=True,
+        dropout=(),
+        input_noise=0.0,
+        max_norm=np.inf,
+        l1=0.0,
+        l2=0.0,
+        penalty_by_batch=False,
+        dtype=np.dtype(dtype),
+        seed=0,
+    )
+    theta, X = np.zeros((2, topology.n_parameters), dtype), np.zeros((1, 1), dtype)
+    X.flags.writeable = False
+    with Session(topology, theta[0], np.zeros((2, 0)), 1, threads=1) as session:
+        session.gradients(samples_alone(X))
+        session.forward(X)
