@@ -382,10 +382,7 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
 
 def compile_loop(dtype: str) -> None:
     """Compile what `Session` runs on a team, and keep it on disk; nothing is run, and no hook compiled."""
-    from ..problem import Choice, Topology, samples_alone
-    from .session import Session
-
-    event.unregister("numba:compile", _starter)
+    ahead.refuse()
     hook: Any = Hook
     team: Any = Team
     hook._address = lambda self, kinds: 0
@@ -407,8 +404,8 @@ def compile_loop(dtype: str) -> None:
         dtype=np.dtype(dtype),
         seed=0,
     )
-    theta, X = np.zeros((2, topology.n_parameters), dtype), np.zeros((1, 1), dtype)
+    theta, X = np.zeros(topology.n_parameters, dtype), np.zeros((1, 1), dtype)
     X.flags.writeable = False
-    with Session(topology, theta[0], np.zeros((2, 0)), 1, threads=1) as session:
+    with Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
         session.gradients(samples_alone(X))
         session.forward(X)
