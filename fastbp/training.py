@@ -100,8 +100,9 @@ class Training:
                 self.optimizer.keep(self.slots, session.published_step)
                 history.loss += session.losses[before : now.epochs].tolist() + [session.running_loss] * is_cut
                 n_samples = [self.n_samples] * (now.epochs - before) + [now.position] * is_cut
-                history.seconds += [seconds * n / sum(n_samples) for n in n_samples]
-                history.samples_per_second += [sum(n_samples) / seconds] * completed
+                speed = sum(n_samples) / seconds
+                history.seconds += [n / speed for n in n_samples]
+                history.samples_per_second += [speed] * completed
                 history.learning_rate += self.rates[before : before + completed, 0].tolist()
                 seconds = 0.0
                 if self.score is not None:
