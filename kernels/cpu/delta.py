@@ -6,11 +6,11 @@ import numpy as np
 from numba import int64
 
 from ..elementary import exp, log
-from ..losses import LOSSES
+from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import Hook, embedded, inlined, routine, select
+from .jit import Hook, embedded, inlined, new_variant, routine, select
 from .layers import call_apart, fill_line
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
@@ -51,8 +51,8 @@ def log_sum_exp(z, start, panel_size, n_rows, n_out, lse, scratch, rows):
         fill_line(lse, r * width, total[r])
 
 
-def _compile_loss(row):
-    value, derivative = inlined(row.value), inlined(row.delta)
+def _compile_loss(row, variant=""):
+    value, derivative = inlined(row.value, variant), inlined(row.delta, variant)
 
     def panel_loss(z, target, lse, weight, loss, delta, p, lanes):
         width = LINE_BYTES // z.itemsize
@@ -73,7 +73,7 @@ def _compile_loss(row):
             delta[i] = weight[i] * slope if inside else number(0)
             delta[i + 1] = weight[i] * other_slope if inside else number(0)
 
-    return embedded(panel_loss_of_pairs if row.pairs else panel_loss, row.value.__name__)
+    return embedded(panel_loss_of_pairs if row.pairs else panel_loss, variant or row.value.__name__)
 
 
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
@@ -106,16 +106,27 @@ call_panel_loss = PANEL_LOSS.call
 @cache
 def custom_loss(custom):
     """The hook for a loss of the user's."""
-    value, derivative = custom
+    of_user, slope_of_user = custom
+
+    def value(z, t, lse, p):
+        return type(z)(of_user(z, t))
+
+    def delta(z, t, lse, p):
+        return type(z)(slope_of_user(z, t))
+
+    run = _compile_loss(Loss(0, value, delta, identity_link), new_variant())
 
     def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
-        z, t, weight = array_at(z, size, p), array_at(target, size, p), array_at(weight, size, p)
-        loss, delta = array_at(loss, size, p), array_at(delta, size, p)
-        number = type(p)
-        for i in range(size):
-            inside = (i & (LINE_BYTES // z.itemsize - 1)) < lanes
-            loss[i] = weight[i] * number(value(z[i], t[i])) if inside else number(0)
-            delta[i] = weight[i] * number(derivative(z[i], t[i])) if inside else number(0)
+        run(
+            array_at(z, size, p),
+            array_at(target, size, p),
+            array_at(lse, size, p),
+            array_at(weight, size, p),
+            array_at(loss, size, p),
+            array_at(delta, size, p),
+            p,
+            lanes,
+        )
 
     return PANEL_LOSS.replaced_by(panel_loss)
 

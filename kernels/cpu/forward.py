@@ -4,11 +4,11 @@ from functools import cache
 
 from numba import int64
 
-from ..activations import ACTIVATIONS
+from ..activations import ACTIVATIONS, Activation
 from ..problem import DENSE
 from ..random import fold, uniform
 from .gemm import make_product
-from .jit import Hook, embedded, inlined, select
+from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read, view
@@ -19,8 +19,8 @@ AHEAD = 16
 product_plus_bias = make_product(start="bias", finish="store")
 
 
-def _compile_activation(row):
-    value, derivative = inlined(row.value), inlined(row.derivative)
+def _compile_activation(row, variant=""):
+    value, derivative = inlined(row.value, variant), inlined(row.derivative, variant)
 
     def activate(a, delta, p, training):
         if training:
@@ -32,7 +32,7 @@ def _compile_activation(row):
             for i in range(a.size):
                 a[i] = value(a[i], p)
 
-    return embedded(activate, row.value.__name__)
+    return embedded(activate, variant or row.value.__name__)
 
 
 _activate = select(list(ACTIVATIONS.values()), _compile_activation)
@@ -53,19 +53,18 @@ call_activate = ACTIVATE.call
 @cache
 def custom_activation(custom):
     """The hook for a function of the user's."""
-    value, derivative = custom
+    of_user, slope_of_user = custom
+
+    def value(z, p):
+        return type(z)(of_user(z))
+
+    def derivative(z, a, p):
+        return type(z)(slope_of_user(z))
+
+    run = _compile_activation(Activation(0, value, derivative), new_variant())
 
     def activate(code, a, delta, size, p, training):
-        a, delta = array_at(a, size, p), array_at(delta, size, p)
-        number = type(p)
-        if training:
-            for i in range(size):
-                z = a[i]
-                a[i] = number(value(z))
-                delta[i] = number(derivative(z))
-        else:
-            for i in range(size):
-                a[i] = number(value(a[i]))
+        run(array_at(a, size, p), array_at(delta, size, p), p, training)
 
     return ACTIVATE.replaced_by(activate)
 

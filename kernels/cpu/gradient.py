@@ -9,11 +9,11 @@ from functools import cache
 import numpy as np
 from numba.types import UniTuple, float64, int64
 
-from ..optimizers import N_SCALARS, OPTIMIZERS
+from ..optimizers import N_SCALARS, OPTIMIZERS, Optimizer
 from ..problem import DENSE
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
-from .jit import Hook, embedded, inlined, routine, select
+from .jit import Hook, embedded, inlined, new_variant, routine, select
 from .layers import fill, sum_gains
 from .layout import (
     BIAS,
@@ -81,8 +81,8 @@ def _slot_access(n_slots):
     return views, load, store
 
 
-def _compile_update(row):
-    rule, (slot_views, load, store) = inlined(row.update), _slot_access(row.n_slots)
+def _compile_update(row, variant=""):
+    rule, (slot_views, load, store) = inlined(row.update, variant), _slot_access(row.n_slots)
 
     def update(W, slots, stride, grad, h):
         views = slot_views(slots, stride, grad.size, h[0])
@@ -91,7 +91,7 @@ def _compile_update(row):
             W[i] = theta
             store(views, i, values)
 
-    return embedded(update, row.update.__name__)
+    return embedded(update, variant or row.update.__name__)
 
 
 _update = select(list(OPTIMIZERS.values()), _compile_update)
@@ -120,19 +120,20 @@ call_update, call_prepare = UPDATE_RULE.call, PREPARE.call
 @cache
 def custom_rule(custom):
     """The hooks that prepare and carry out a rule of the user's."""
-    rule, (slot_views, load, store) = custom.update, _slot_access(custom.n_slots)
+    of_user, n_slots = custom
 
     def prepare(code, h, hyper, learning_rate, step):
         h[0], h[1] = learning_rate, step
         for k in range(hyper.size):
             h[2 + k] = hyper[k]
 
+    def rule(theta, grad, slots, h):
+        return of_user(theta, grad, slots, h)
+
+    run = _compile_update(Optimizer(0, n_slots, prepare, rule), new_variant())
+
     def update(code, W, slots, stride, grad, size, h):
-        W, grad, views = array_at(W, size, h[0]), array_at(grad, size, h[0]), slot_views(slots, stride, size, h[0])
-        for i in range(size):
-            theta, values = rule(W[i], grad[i], load(views, i), h)
-            W[i] = theta
-            store(views, i, values)
+        run(array_at(W, size, h[0]), slots, stride, array_at(grad, size, h[0]), h)
 
     return PREPARE.replaced_by(prepare), UPDATE_RULE.replaced_by(update)
 

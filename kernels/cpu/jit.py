@@ -32,6 +32,11 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
     return njit(error_model="numpy", nogil=True, _nrt=False, **options)(function)
 
 
+def new_variant() -> str:
+    """A name for what is compiled from functions of the user's."""
+    return f"custom {next(_numbers)}"
+
+
 def routine(function: Callable, variant: str = "") -> Callable:
     """Compile a function that other kernels call; it becomes part of their code. Closures need a ``variant``."""
     return _compile(function, variant, **_WITHOUT_WRAPPERS)
@@ -99,7 +104,7 @@ class Hook:
     def replaced_by(self, function: Callable) -> "Hook":
         """A hook of the same arguments for a function of the user's, which no cache keeps."""
         hook = copy(self)
-        hook._dispatcher = _compile(function, f"custom {next(_numbers)}", **_WITHOUT_WRAPPERS)
+        hook._dispatcher = _compile(function, new_variant(), **_WITHOUT_WRAPPERS)
         hook._found = {}
         return hook
 
