@@ -68,11 +68,12 @@ def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
     width = LINE_BYTES // a.itemsize
     for r in range(n_rows):
         row_key = fold(key, first + r)
-        for column in range(n_in):
-            radius = number(1) - number(uniform(fold(row_key, 2 * column)))
-            angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * column + 1)))
-            noise = math.sqrt(number(-2) * log(radius)) * cos(angle)
-            a[start + (column // width * block_rows + r) * width + column % width] += number(deviation) * noise
+        for column in range(0, n_in, width):
+            line = view(a, start + (column * block_rows + r * width), min(width, n_in - column))
+            for lane in range(line.size):
+                radius = number(1) - number(uniform(fold(row_key, 2 * (column + lane))))
+                angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * (column + lane) + 1)))
+                line[lane] += number(deviation) * math.sqrt(number(-2) * log(radius)) * cos(angle)
 
 
 @routine
@@ -217,12 +218,24 @@ def normalize_back(layer, parameters, work, start, first, n_rows, thread):
             delta[i] = scale[i] * (delta[i] - centre[i] - x[i] * slope[i]) if inside else number(0)
 
 
-@inlined
-def row_line(array, node, k, work, base, block_size, r):
-    """The line of a batch's row in a node's panel ``k``, whose first block begins at ``base``."""
-    width = LINE_BYTES // array.itemsize
-    column = base + (node + k * width) * work.block_rows
-    return view(array, column + r // work.block_rows * block_size + r % work.block_rows * width, width)
+@routine
+def sum_rows(total, factors, x, lines, x_column, column, work, block_size, n_rows):
+    """Add up a panel's lines over the rows of a batch, or their products with those of ``x`` if ``factors``.
+
+    ``column`` and ``x_column`` are where the panels begin in the first block, blocks lie ``block_size`` apart.
+    """
+    width = LINE_BYTES // lines.itemsize
+    for first in range(0, n_rows, work.block_rows):
+        for r in range(min(work.block_rows, n_rows - first)):
+            line, x_line = view(lines, column + r * width, width), view(x, x_column + r * width, width)
+            if factors:
+                for lane in range(width):
+                    total[lane] += line[lane] * x_line[lane]
+            else:
+                for lane in range(width):
+                    total[lane] += line[lane]
+        column += block_size
+        x_column += block_size
 
 
 @routine
@@ -234,24 +247,23 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
     width = LINE_BYTES // work.a.itemsize
     number = work.a.dtype.type
     mean, variance = work.totals[thread, 0], work.totals[thread, 1]
+    moving_mean, moving_variance = parameters.moving[0], parameters.moving[1]
     for k in range(thread, n_panels(layer[N_OUT], width), n_threads):
-        place = layer[STATISTICS] + k * width
+        place, column = layer[STATISTICS] + k * width, (layer[NODE_IN] + k * width) * work.block_rows
         fill(mean, 0.0)
         fill(variance, 0.0)
-        for r in range(n_rows):
-            z = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
-            for lane in range(width):
-                mean[lane] += z[lane]
+        sum_rows(mean, False, work.a, work.a, column, column, work, block_size, n_rows)
         for lane in range(width):
             mean[lane] /= n_rows
-        for r in range(n_rows):
-            z = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
-            for lane in range(width):
-                variance[lane] += (z[lane] - mean[lane]) ** 2
+        for first in range(0, n_rows, work.block_rows):
+            for r in range(min(work.block_rows, n_rows - first)):
+                z = view(work.a, column + r * width, width)
+                for lane in range(width):
+                    variance[lane] += (z[lane] - mean[lane]) ** 2
+            column += block_size
         for lane in range(width):
             work.moments[MEAN, place + lane] = number(mean[lane])
             work.moments[DEVIATION, place + lane] = number(1.0 / math.sqrt(variance[lane] / n_rows + epsilon))
-            moving_mean, moving_variance = parameters.moving[0], parameters.moving[1]
             moving_mean[place + lane] += MOMENTUM * (mean[lane] - moving_mean[place + lane])
             unbiased = variance[lane] / max(n_rows - 1, 1)
             moving_variance[place + lane] += MOMENTUM * (unbiased - moving_variance[place + lane])
@@ -265,14 +277,12 @@ def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
     total, total_x = work.totals[thread, 0], work.totals[thread, 1]
     for k in range(thread, n_panels(layer[N_OUT], width), n_threads):
         place = layer[STATISTICS] + k * width
+        x_column = (layer[NODE_IN] + k * width) * work.block_rows
+        column = (layer[NODE_OUT] + k * width) * work.block_rows
         fill(total, 0.0)
         fill(total_x, 0.0)
-        for r in range(n_rows):
-            x = row_line(work.a, layer[NODE_IN], k, work, 0, block_size, r)
-            delta = row_line(work.delta, layer[NODE_OUT], k, work, 0, block_size, r)
-            for lane in range(width):
-                total[lane] += delta[lane]
-                total_x[lane] += delta[lane] * x[lane]
+        sum_rows(total, False, work.a, work.delta, x_column, column, work, block_size, n_rows)
+        sum_rows(total_x, True, work.a, work.delta, x_column, column, work, block_size, n_rows)
         for lane in range(width):
             gain = parameters.W[layer[W] + 2 * k * width + lane]
             work.moments[DELTA, place + lane] = gain * number(total[lane] / n_rows)
@@ -328,11 +338,9 @@ def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
     """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
     width = LINE_BYTES // work.a.itemsize
     gains, shifts = view(strip, line, width), view(strip, line + width, width)
+    x_column = base + (layer[NODE_IN] + k * width) * work.block_rows
+    column = base + (layer[NODE_OUT] + k * width) * work.block_rows
     fill(gains, strip.dtype.type(0))
     fill(shifts, strip.dtype.type(0))
-    for r in range(n_rows):
-        x = row_line(work.a, layer[NODE_IN], k, work, base, block_size, r)
-        delta = row_line(work.delta, layer[NODE_OUT], k, work, base, block_size, r)
-        for lane in range(width):
-            gains[lane] += delta[lane] * x[lane]
-            shifts[lane] += delta[lane]
+    sum_rows(gains, True, work.a, work.delta, x_column, column, work, block_size, n_rows)
+    sum_rows(shifts, False, work.a, work.delta, x_column, column, work, block_size, n_rows)
