@@ -326,8 +326,8 @@ class MLP:
             Computed on the validation data after each epoch, as by `evaluate`, into ``val_metrics`` of the History.
         schedule : str, Schedule or callable, optional
             What becomes of the learning rate: one of `fastbp.schedules` or its name (constant, polynomial, cosine,
-            inverse_scaling, one_cycle, reduce_on_plateau), or a callable from the epoch, counted from 0 in this call,
-            to the rate in place of the optimizer's.
+            flat_cosine, log_cosine, inverse_scaling, one_cycle, reduce_on_plateau), or a callable from the epoch,
+            counted from 0 in this call, to the rate in place of the optimizer's.
         clip_norm : float, optional
             Scale gradients of a greater Euclidean norm, over all parameters, down to this one.
         clip_value : float, optional
