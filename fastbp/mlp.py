@@ -420,9 +420,7 @@ class MLP:
         if averaging is not None:
             decay = math.inf if averaging.decay is None else averaging.decay
             update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
-        with open_session(
-            device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads
-        ) as session:
+        with self._session(batch_rows, update_rows, threads, device) as session:
             session.start(
                 data,
                 update,
@@ -467,7 +465,7 @@ class MLP:
     ) -> History:
         """Train by a method that looks at all samples at once."""
         n_samples = len(data.X)
-        with open_session(device, self._topology, self._theta, self._moving, n_samples, None, threads) as session:
+        with self._session(n_samples, None, threads, device) as session:
 
             def loss_and_gradients(theta: np.ndarray) -> tuple[float, np.ndarray]:
                 session.load(theta.astype(self.dtype))
@@ -708,8 +706,10 @@ class MLP:
         }
         return {name.format(k): tensor for name, tensors in names.items() for k, tensor in enumerate(tensors)}
 
-    def _session(self, batch_rows: int) -> Session:
-        return open_session("cpu", self._topology, self._theta, self._moving, batch_rows)
+    def _session(
+        self, batch_rows: int, update_rows: int | None = None, threads: int | None = None, device: str = "cpu"
+    ) -> Session:
+        return open_session(device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads)
 
     def _samples(self, X: Any, name: str = "X") -> np.ndarray:
         return validation.samples(name, X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)

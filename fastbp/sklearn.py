@@ -201,9 +201,8 @@ class _Trained:
     def _encode(self, X, validation_data) -> tuple:
         """Fit the preset's encoder: the table and the validation data as numbers."""
         estimator: Any = self
-        defaults = inspect.signature(type(self).__init__).parameters
         for name, value in estimator.get_params(deep=False).items():
-            if name not in _WITH_PRESET and not np.array_equal(value, defaults[name].default):
+            if name not in _WITH_PRESET and not self._is_default(name):
                 raise ValueError(f"{name} is {value!r}, but with preset='tabular' the recipe decides it")
         if estimator.preset != "tabular":
             raise ValueError(f"preset must be 'tabular' or None, it is {estimator.preset!r}")
@@ -216,11 +215,13 @@ class _Trained:
             validation_data = estimator._encoder.transform(X_val).astype(np.float32), y_val
         return encoded, validation_data
 
+    def _is_default(self, name: str) -> bool:
+        default = inspect.signature(type(self).__init__).parameters[name].default
+        return np.array_equal(getattr(self, name), default)
+
     def _recipe(self, name: str, recipe: Any) -> Any:
         """A parameter, or the recipe's if it has been left at its default."""
-        value = getattr(self, name)
-        default = inspect.signature(type(self).__init__).parameters[name].default
-        return recipe if np.array_equal(value, default) else value
+        return recipe if self._is_default(name) else getattr(self, name)
 
     def _fit_table(self, X, y, sample_weight) -> None:
         """Train by the preset's recipe on encoded samples."""
@@ -244,7 +245,6 @@ class _Trained:
             self._target_scale = np.where(scale > 0, scale, 1.0)
         self._target_range = y.min(axis=0), y.max(axis=0)
         y, y_val = ((part - self._target_mean) / self._target_scale for part in (y, y_val))
-        batch_size = self._recipe("batch_size", BATCH_SIZE)
         self._net, history = train(
             X,
             self._targets(y).astype(np.int64) if self._loss_name == "cross_entropy" else y,
@@ -253,7 +253,7 @@ class _Trained:
             n_out=y.shape[1],
             hidden=np.atleast_1d(self._recipe("hidden_layer_sizes", HIDDEN)).tolist(),
             epochs=self._recipe("max_iter", EPOCHS),
-            batch_size=batch_size,
+            batch_size=self._recipe("batch_size", BATCH_SIZE),
             seed=int(estimator._random_state.randint(2**31 - 1)),
             sample_weight=weight,
             threads=estimator.threads,

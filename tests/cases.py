@@ -196,6 +196,24 @@ def distance_to_kink(loss, z, t):
     return np.full(len(z), np.inf)
 
 
+def slopes(case, directions):
+    """The loss's derivatives along directions of theta, by central differences with the error of order h^2
+    extrapolated away.
+    """
+    net, start, h = case.net, case.net.theta.copy(), 1e-3
+
+    def loss_at(theta):
+        net.theta[:] = theta
+        return net.loss_and_gradients(case.X, case.y, case.weight)[0]
+
+    def central_difference(direction, h):
+        return (loss_at(start + h * direction) - loss_at(start - h * direction)) / (2 * h)
+
+    result = [(4 * central_difference(d, h / 2) - central_difference(d, h)) / 3 for d in directions]
+    net.theta[:] = start
+    return result
+
+
 def relative_error(actual, expected):
     """The norm of the difference over the norm of what is expected."""
     actual, expected = np.asarray(actual, dtype=np.float64), np.asarray(expected, dtype=np.float64)

@@ -79,24 +79,25 @@ def _compile_loss(row, variant=""):
 _panel_loss = select(list(LOSSES.values()), _compile_loss)
 
 
+@inlined
+def arrays_at(z, target, lse, weight, loss, delta, size, p):
+    """The arrays of ``size`` numbers at these addresses."""
+    return (
+        array_at(z, size, p),
+        array_at(target, size, p),
+        array_at(lse, size, p),
+        array_at(weight, size, p),
+        array_at(loss, size, p),
+        array_at(delta, size, p),
+    )
+
+
 def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
     """Loss and delta, times weight, of the first ``lanes`` lanes of a panel's lines, and zero in the others.
 
     ``z`` to ``delta`` are the addresses of ``size`` numbers each, ``p`` is the loss's setting.
     """
-    _panel_loss(
-        code,
-        (
-            array_at(z, size, p),
-            array_at(target, size, p),
-            array_at(lse, size, p),
-            array_at(weight, size, p),
-            array_at(loss, size, p),
-            array_at(delta, size, p),
-            p,
-            lanes,
-        ),
-    )
+    _panel_loss(code, (*arrays_at(z, target, lse, weight, loss, delta, size, p), p, lanes))
 
 
 PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[int64] * 7, real, int64))
@@ -117,16 +118,8 @@ def custom_loss(custom):
     run = _compile_loss(Loss(0, value, delta, identity_link), new_variant())
 
     def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
-        run(
-            array_at(z, size, p),
-            array_at(target, size, p),
-            array_at(lse, size, p),
-            array_at(weight, size, p),
-            array_at(loss, size, p),
-            array_at(delta, size, p),
-            p,
-            lanes,
-        )
+        z, target, lse, weight, loss, delta = arrays_at(z, target, lse, weight, loss, delta, size, p)
+        run(z, target, lse, weight, loss, delta, p, lanes)
 
     return PANEL_LOSS.replaced_by(panel_loss)
 

@@ -289,8 +289,7 @@ def penalize(W, start, grad, size, l1, l2, work, thread):
     width = LINE_BYTES // W.itemsize
     half, zero = W.dtype.type(0.5) * l2, W.dtype.type(0)
     W, total = view(W, start, size), view(work.lines[thread][0], 0, width)
-    for lane in range(width):
-        total[lane] = 0
+    fill(total, zero)
     for line in range(0, size, width):
         W_line, grad_line = view(W, line, width), view(grad, line, width)
         for lane in range(W_line.size):

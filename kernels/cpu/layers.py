@@ -79,16 +79,12 @@ def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
 @routine
 def add(layer, work, start, n_rows):
     """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_OUT], width)):
-        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        right = start + layer[SKIP] * work.block_rows + panel * panel_size
-        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        left, right, slope = view(work.a, left, size), view(work.a, right, size), view(work.delta, out, size)
-        out = view(work.a, out, size)
-        for i in range(size):
+    for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
+        left = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
+        right = panel(work.a, layer[SKIP], k, work, start, n_rows)
+        out = panel(work.a, layer[NODE_OUT], k, work, start, n_rows)
+        slope = panel(work.delta, layer[NODE_OUT], k, work, start, n_rows)
+        for i in range(out.size):
             out[i] = left[i] + right[i]
             slope[i] = 1
 
@@ -96,15 +92,11 @@ def add(layer, work, start, n_rows):
 @routine
 def split(layer, work, start, n_rows):
     """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_OUT], width)):
-        left = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        right = start + layer[SKIP] * work.block_rows + panel * panel_size
-        out = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        left, right, out = view(work.delta, left, size), view(work.delta, right, size), view(work.delta, out, size)
-        for i in range(size):
+    for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
+        left = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
+        right = panel(work.delta, layer[SKIP], k, work, start, n_rows)
+        out = panel(work.delta, layer[NODE_OUT], k, work, start, n_rows)
+        for i in range(out.size):
             left[i] *= out[i]
             out[i] *= right[i]
 
@@ -112,14 +104,10 @@ def split(layer, work, start, n_rows):
 @routine
 def join(layer, work, start, n_rows):
     """Add what `split` kept for a dense layer's input."""
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
-    for panel in range(n_panels(layer[N_IN], width)):
-        delta = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-        kept = start + layer[SKIP] * work.block_rows + panel * panel_size
-        size = n_rows * width
-        delta, kept = view(work.delta, delta, size), view(work.delta, kept, size)
-        for i in range(size):
+    for k in range(n_panels(layer[N_IN], LINE_BYTES // work.a.itemsize)):
+        delta = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
+        kept = panel(work.delta, layer[SKIP], k, work, start, n_rows)
+        for i in range(delta.size):
             delta[i] += kept[i]
 
 
