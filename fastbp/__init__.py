@@ -1,6 +1,7 @@
 """fastbp: train multilayer perceptrons by backpropagation, at the machine's speed."""
 
 from . import schedules
+from .backend import DeviceError
 from .callbacks import Annealing, Callback, Checkpoint, EarlyStopping, WeightAveraging
 from .custom import Activation, DerivativeError, Loss
 from .history import History
@@ -25,6 +26,7 @@ __all__ = [
     "Checkpoint",
     "CustomOptimizer",
     "DerivativeError",
+    "DeviceError",
     "DivergedError",
     "EarlyStopping",
     "History",

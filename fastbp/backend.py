@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from importlib.util import find_spec
+from typing import Any
 
 import numpy as np
 from numba.core import event
 
 from .kernels.cpu.jit import ENTRIES
-from .kernels.cpu.session import Progress, Session
-from .kernels.problem import Data, Topology, Update
+from .kernels.cpu.session import Session
+from .kernels.problem import Data, DeviceError, Progress, Topology, Update
 from .validation import choice
 
-__all__ = ["DEVICES", "Data", "Progress", "Session", "Topology", "Update", "open_session"]
+__all__ = ["DEVICES", "Data", "DeviceError", "Progress", "Session", "Topology", "Update", "describe_gpu", "open_session"]
 
-DEVICES = {"cpu": Session}
+DEVICES = ("cpu", "cuda", "auto")
+#: What "auto" reckons with: operations a second of one core and of a GPU, and the seconds of a launch.
+CPU_SPEED, GPU_SPEED, LAUNCH = 1e11, 1e13, 3e-6
 
 
 class _Notice(event.Listener):
@@ -34,6 +39,48 @@ class _Notice(event.Listener):
 event.register("numba:compile", _Notice())
 
 
+def _gpu() -> Any:
+    """The module of the CUDA engine, which is imported when it is first asked for.
+
+    Raises
+    ------
+    DeviceError
+        If numba-cuda is not installed.
+    """
+    if find_spec("numba_cuda") is None:
+        raise DeviceError(
+            "device 'cuda' needs numba-cuda: pip install \"fastbp[cuda12]\" or \"fastbp[cuda13]\", by the CUDA that the "
+            "driver is for"
+        )
+    from .kernels.cuda import session
+
+    return session
+
+
+def describe_gpu() -> str:
+    """The GPU that would be used, or why there is none."""
+    try:
+        return _gpu().compat.describe()
+    except DeviceError as error:
+        return str(error)
+
+
+def _gpu_wins(topology: Topology, n_rows: int) -> bool:
+    """Whether there is a GPU and it should be faster at updates over so many rows.
+
+    A step on the GPU takes its launches, or its operations if that is longer.
+    """
+    launches = 2 * len(topology.layers) + 2
+    flops = topology.flops(n_rows)
+    on_cpu = flops / (CPU_SPEED * (os.cpu_count() or 1))
+    if on_cpu < max(launches * LAUNCH, flops / GPU_SPEED):
+        return False
+    try:
+        return _gpu().compat.is_there()
+    except DeviceError:
+        return False
+
+
 def open_session(
     device: str,
     topology: Topology,
@@ -42,13 +89,13 @@ def open_session(
     batch_rows: int,
     update_rows: int | None = None,
     threads: int | None = None,
-) -> Session:
+) -> Any:
     """A network at work on a device, as a context manager; ``theta`` and ``moving`` are copied.
 
     Parameters
     ----------
     device : str
-        A name in ``DEVICES``.
+        One of ``DEVICES``; "auto" takes a GPU where there is one and it should be faster.
     topology : Topology
     theta : (n_parameters,) array
     moving : (2, n_units) array
@@ -58,6 +105,14 @@ def open_session(
     update_rows : int or None
         Samples of one update; None for ``batch_rows``.
     threads : int or None
-        None lets the engine choose.
+        None lets the engine choose; for the CPU.
+
+    Raises
+    ------
+    DeviceError
+        If the GPU that was asked for cannot be used.
     """
-    return DEVICES[choice("device", device, DEVICES)](topology, theta, moving, batch_rows, update_rows, threads)
+    device = choice("device", device, DEVICES)
+    if device == "cuda" or (device == "auto" and _gpu_wins(topology, update_rows or batch_rows)):
+        return _gpu().Session(topology, theta, moving, batch_rows, update_rows)
+    return Session(topology, theta, moving, batch_rows, update_rows, threads)

@@ -19,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbp import MLP, AdamW, DivergedError, __version__, load
+from fastbp.backend import describe_gpu
 from fastbp.table import Table, read_table
 from fastbp.validation import MissingExtraError, require
 
@@ -100,7 +101,7 @@ def _make_parser() -> argparse.ArgumentParser:
     predict.add_argument("data", help="a CSV file with the columns that the model was trained on")
     predict.add_argument("--output", metavar="FILE", help="where the predictions go; default: stdout")
 
-    add_command("info", _info, "show versions and the processor")
+    add_command("info", _info, "show versions, the processor and the GPU")
     return parser
 
 
@@ -255,3 +256,4 @@ def _info(args: argparse.Namespace) -> None:
     print("numba  ", metadata.version("numba"))
     print("CPU    ", f"{binding.get_host_cpu_name()} ({platform.machine()}), {os.cpu_count()} cores")
     print("vectors", " ".join(vectors))
+    print("GPU    ", describe_gpu())

@@ -339,7 +339,9 @@ class MLP:
             training stops when it returns True.
         threads : int, optional
             None lets a cost model choose. The result is the same, to the bit, for any number.
-        device : {"cpu"}
+        device : {"cpu", "cuda", "auto"}
+            "cuda" is an NVIDIA GPU; "auto" takes it where there is one and it should be faster. Results differ between
+            devices by rounding alone.
         progress : bool, optional
             Show a progress bar; None shows it on a terminal only.
 
@@ -354,6 +356,9 @@ class MLP:
         DivergedError
             When the loss or a parameter becomes NaN or infinite; the network keeps the weights of the last finite
             epoch.
+        DeviceError
+            When the GPU that was asked for cannot be used, or fails; the network keeps the weights of the last epoch
+            that it had reported.
         """
         batch_size, epochs = validation.count("batch_size", batch_size), validation.count("epochs", epochs)
         accumulate = validation.count("accumulate", accumulate)

@@ -380,7 +380,8 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         As in scikit-learn's other classifiers.
     threads : int, optional
         None lets a cost model choose.
-    device : {"cpu"}
+    device : {"cpu", "cuda", "auto"}
+        As in `fastbp.MLP.fit`.
     preset : {"tabular"}, optional
         Train a table with categories and missing values, a DataFrame or an array, by the recipe of RealMLP (see
         `fastbp.tabular`), which decides all but ``hidden_layer_sizes``, ``max_iter``, ``batch_size`` and

@@ -136,7 +136,7 @@ def lion_prepare(h, hyper, learning_rate, step):
 
 def lion(theta, grad, slots, h):
     """Chen et al. (2023), algorithm 2."""
-    m, zero = slots[0], grad * 0
+    m, zero = slots[0], type(grad)(0)
     direction = m + h[1] * (grad - m)
     sign = (h[0] if direction > zero else zero) - (h[0] if direction < zero else zero)
     return theta - h[5] * theta - sign, (m + h[2] * (grad - m),)
@@ -189,7 +189,7 @@ def rmsprop_centered(theta, grad, slots, h):
     """Graves (2013), equations 38 to 40: the variance of the gradient in place of its mean square."""
     v = slots[0] + h[2] * (grad * grad - slots[0])
     mean = slots[2] + h[2] * (grad - slots[2])
-    variance = max(v - mean * mean, grad * 0)
+    variance = max(v - mean * mean, type(grad)(0))
     velocity = h[1] * slots[1] + grad / (math.sqrt(variance) + h[4])
     return theta - h[0] * velocity, (v, velocity, mean)
 

@@ -9,6 +9,10 @@ from typing import NamedTuple
 import numpy as np
 
 
+class DeviceError(RuntimeError):
+    """A device that was asked for is missing, too small, or broken."""
+
+
 class Setting(NamedTuple):
     """The one number that a row of a table leaves to the user, with its default and its bounds."""
 
@@ -214,6 +218,18 @@ class Data(NamedTuple):
     labels: np.ndarray
     weight: np.ndarray
     order: np.ndarray
+
+    @property
+    def total_weight(self) -> float:
+        return float(self.weight.sum(dtype=np.float64)) if self.weight.size else float(len(self.X))
+
+
+class Progress(NamedTuple):
+    """Where a training stands: epochs done, samples done in the running one, divergence."""
+
+    epochs: int
+    position: int
+    diverged: bool
 
 
 def samples_alone(X: np.ndarray) -> Data:

@@ -37,3 +37,12 @@ def below(bits, bound):
 def uniform(bits):
     """A number in [0, 1) with 24 bits, exact in every floating-point type."""
     return np.float32(bits >> np.uint64(40)) * np.float32(2.0**-24)
+
+
+def permute(order, key):
+    """Fisher-Yates shuffle of 0, 1, ..., n - 1; each engine compiles it for itself."""
+    for i in range(order.size):
+        order[i] = i
+    for i in range(order.size - 1, 0, -1):
+        j = below(fold(key, i), i + 1)
+        order[i], order[j] = order[j], order[i]

@@ -9,7 +9,8 @@ from typing import NamedTuple
 
 import numpy as np
 
-from ..random import below, fold, mix
+from .. import random
+from ..random import fold, mix
 from .delta import delta, output_delta
 from .forward import block_start, forward, sample
 from .gradient import (
@@ -107,14 +108,7 @@ class Run(NamedTuple):
     moving: np.ndarray
 
 
-@routine
-def permute(order, key):
-    """Fisher-Yates shuffle of 0, 1, ..., n - 1."""
-    for i in range(order.size):
-        order[i] = i
-    for i in range(order.size - 1, 0, -1):
-        j = below(fold(key, i), i + 1)
-        order[i], order[j] = order[j], order[i]
+permute = routine(random.permute)
 
 
 @inlined

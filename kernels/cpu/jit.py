@@ -1,15 +1,14 @@
 """How the engine compiles: one set of flags, a disk cache that sees every edit, and tables as compiled code."""
 
-import hashlib
 from collections.abc import Callable
 from copy import copy
 from itertools import count
-from pathlib import Path
 from typing import Any
 
 from numba import njit, typeof
 from numba.np.numpy_support import from_dtype
 
+from ..digest import DIGEST
 from .simd import make_call, switch
 
 #: Options of what Python never calls.
@@ -58,16 +57,6 @@ def embedded(function: Callable, variant: str = "") -> Callable:
     return _compile(function, variant, forceinline=True, **_WITHOUT_WRAPPERS)
 
 
-def _digest() -> str:
-    folder = Path(__file__).parent.parent
-    digest = hashlib.sha256()
-    for path in sorted(folder.rglob("*.py")):
-        digest.update(path.relative_to(folder).as_posix().encode())
-        digest.update(path.read_bytes())
-    return digest.hexdigest()
-
-
-DIGEST = _digest()
 #: All entry points.
 ENTRIES: list[Any] = []
 

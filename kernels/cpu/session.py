@@ -3,7 +3,7 @@
 import os
 import threading
 from collections import defaultdict
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numba import typeof
@@ -11,7 +11,7 @@ from numba import typeof
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
-from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Topology, Update, samples_alone
+from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
 from . import ahead, epoch, layout
 from .delta import PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
@@ -42,14 +42,6 @@ _idle_lock = threading.Lock()
 # Threads do not survive a fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle_teams.clear)
-
-
-class Progress(NamedTuple):
-    """Where a training stands: epochs done, samples done in the running one, divergence."""
-
-    epochs: int
-    position: int
-    diverged: bool
 
 
 class Session:
@@ -351,15 +343,11 @@ class Session:
         """Weighted mean loss."""
         losses = np.empty(len(data.X))
         self._evaluate(data, np.empty((0, 0), self.topology.dtype), losses)
-        return float(losses.sum()) / _total_weight(data)
+        return float(losses.sum()) / data.total_weight
 
     def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
         ahead.wait(self.topology.dtype)
         self._team.run(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
-
-
-def _total_weight(data: Data) -> float:
-    return float(data.weight.sum(dtype=np.float64)) if data.weight.size else float(len(data.X))
 
 
 def _activation(activation: Choice | Custom | None, dtype: np.dtype) -> tuple[int, int, float]:

@@ -1,0 +1,218 @@
+"""All contact with numba-cuda, but for the instructions in ``ptx.py``: compilation, memory, launches, the simulator."""
+
+import math
+import sys
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+from numba import config
+from numba import cuda as _cuda
+from numba.np.numpy_support import as_dtype, from_dtype
+
+from ..digest import DIGEST
+from ..problem import DeviceError
+
+_lock = threading.Lock()
+#: Kernels run as Python threads, for tests without a GPU.
+SIMULATED = bool(config.ENABLE_CUDASIM)
+#: The oldest GPUs that CUDA 12 and 13 compile for and that have what the kernels use.
+OLDEST = (7, 5)
+
+
+class _SharedMemory:
+    """The simulator's own makes an array twice if two threads ask for it at the same time, and knows them by reading
+    the whole stack.
+    """
+
+    def __init__(self, launch: Any):
+        self._launch = launch
+
+    def array(self, shape: int, dtype: Any) -> np.ndarray:
+        caller = sys._getframe(1)
+        with _lock:
+            arrays = self._launch.__dict__.setdefault("arrays", {})
+            return arrays.setdefault((caller.f_code, caller.f_lineno), np.full(shape, np.nan, as_dtype(dtype)))
+
+
+class _Simulator:
+    """The module ``cuda`` as kernels see it in the simulator, whichever file their functions are in."""
+
+    def __getattr__(self, name: str) -> Any:
+        from numba.cuda.simulator import kernel
+
+        launch = kernel._kernel_context
+        return _SharedMemory(launch) if name == "shared" else getattr(launch, name)
+
+
+#: What kernels take threadIdx, shared memory and barriers from.
+cuda: Any = _Simulator() if SIMULATED else _cuda
+
+
+def device_function(function: Callable) -> Callable:
+    """Compile a function that becomes part of the kernels that call it."""
+    return function if SIMULATED else _cuda.jit(device=True, forceinline=True)(function)
+
+
+def kernel(threads: int, name: str | None, blocks: int = 1) -> Callable:
+    """Compile a kernel for blocks of at most so many threads, so many of which must find room on a multiprocessor;
+    without a name it is not kept on disk.
+    """
+
+    def decorate(function: Callable) -> Any:
+        if SIMULATED:
+            return _cuda.jit(function)
+        if name is None:
+            return _cuda.jit(launch_bounds=(threads, blocks))(function)
+        function.__qualname__ = function.__name__ = name
+        dispatcher: Any = _cuda.jit(launch_bounds=(threads, blocks), cache=True)(function)
+        # A closure over compiled functions has no stable key of its own; the name and the digest stand for it.
+        cache = dispatcher._cache
+        cache._cache_file._source_stamp = DIGEST
+        cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), name)
+        return dispatcher
+
+    return decorate
+
+
+def select(rows: Sequence[Any], make: Callable) -> Callable:
+    """Turn a table into one device function ``f(code, args)`` that branches to the row with that code.
+
+    ``make`` gives a row's device function ``f(*args)``; all return the same type.
+    """
+    if len(rows) == 1:
+        function = make(rows[0])
+        return device_function(lambda code, args: function(*args))
+    # By halves: nested one in the other, the branches would need more registers to meet again than there are.
+    rows = sorted(rows, key=lambda row: row.code)
+    half = len(rows) // 2
+    lower, upper, first = select(rows[:half], make), select(rows[half:], make), rows[half].code
+
+    def choose(code, args):
+        if code < first:
+            return lower(code, args)
+        return upper(code, args)
+
+    return device_function(choose)
+
+
+_of_user: set[int] = set()
+
+
+def plain(function: Callable) -> Callable:
+    """A function of the user's as a device function."""
+    return device_function(getattr(function, "py_func", function))
+
+
+def mark(function: Callable) -> Callable:
+    """Note that a device function holds one of the user's, so that what calls it is not kept on disk."""
+    _of_user.add(id(function))
+    return function
+
+
+def is_marked(function: Any) -> bool:
+    return id(function) in _of_user
+
+
+def numba_type(dtype) -> Any:
+    return from_dtype(np.dtype(dtype))
+
+
+def describe() -> str:
+    """The GPU that would be used, in a line.
+
+    Raises
+    ------
+    DeviceError
+    """
+    if SIMULATED:
+        return "simulated by numba-cuda, without a GPU"
+    found = find()
+    name = found.name.decode() if isinstance(found.name, bytes) else found.name
+    free, total = _cuda.current_context().get_memory_info()
+    capability = ".".join(map(str, found.compute_capability))
+    return f"{name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
+
+
+def find() -> Any:
+    """The current GPU.
+
+    Raises
+    ------
+    DeviceError
+        If there is none that kernels can run on.
+    """
+    try:
+        found = _cuda.get_current_device()
+    except Exception as error:  # of many kinds, by what is missing
+        cause = " ".join(str(error).split()).strip(" :.")
+        raise DeviceError(
+            f"device 'cuda' needs an NVIDIA GPU with its driver, and none can be used: {cause}; "
+            "install the driver, or take device 'cpu'"
+        ) from None
+    if found.compute_capability < OLDEST:
+        raise DeviceError(
+            f"device 'cuda' needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, this GPU has "
+            f"{'.'.join(map(str, found.compute_capability))}; take device 'cpu'"
+        )
+    return found
+
+
+def require_gpu() -> None:
+    """Raise DeviceError unless kernels can run."""
+    if not SIMULATED:
+        find()
+
+
+def is_there() -> bool:
+    """Whether kernels can run."""
+    try:
+        require_gpu()
+    except DeviceError:
+        return False
+    return True
+
+
+def n_multiprocessors() -> int:
+    return 16 if SIMULATED else find().MULTIPROCESSOR_COUNT
+
+
+@contextmanager
+def device_errors():
+    """Turn what the driver raises into one sentence."""
+    if SIMULATED:
+        yield
+        return
+    from cuda.core._utils.cuda_utils import CUDAError
+
+    try:
+        yield
+    except (_cuda.cudadrv.driver.CudaAPIError, CUDAError, MemoryError) as error:
+        if isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error):
+            raise DeviceError(
+                "the GPU is out of memory: a smaller batch_size needs less, and device 'cpu' none of it"
+            ) from error
+        raise DeviceError(f"the GPU failed ({error}); start a new process, or take device 'cpu'") from error
+
+
+def new_stream() -> Any:
+    return _cuda.stream()
+
+
+def to_device(array: np.ndarray, stream: Any) -> Any:
+    return _cuda.to_device(np.ascontiguousarray(array), stream=stream)
+
+
+def empty(size: int, dtype: Any) -> Any:
+    return _cuda.device_array(size, dtype)
+
+
+def zeros(size: int, dtype: Any, stream: Any) -> Any:
+    """An array of zeros, never empty: a kernel's argument needs an address."""
+    return to_device(np.zeros(max(size, 1), dtype), stream)
+
+
+def n_blocks(size: int, step: int) -> int:
+    return max(1, math.ceil(size / step))

@@ -1,0 +1,151 @@
+"""Forward pass: z[l] = a[l-1] @ W[l] + b[l], a[l] = f(z[l])."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+
+from ..activations import ACTIVATIONS
+from ..elementary import cos, log
+from ..random import fold, uniform
+from .compat import SIMULATED, cuda, device_function, kernel, numba_type, select
+from .gemm import Tile, make_product
+from .layout import (
+    ACTIVATION,
+    DROPOUT,
+    KEPT_SCALE,
+    N_IN,
+    N_OUT,
+    NODE_IN,
+    NODE_OUT,
+    SETTING,
+    STRIDE_IN,
+    STRIDE_OUT,
+    W,
+)
+
+#: Threads of a block of kernels that go through numbers one by one, and of these, those that share a row.
+THREADS, LANES = (4, 2) if SIMULATED else (256, 32)
+#: Bytes that masks are drawn by, as the other engine lays them out.
+LINE_BYTES = 64
+
+# Words of the cursor: where in the epoch the next update begins, the epoch's key, and the update's number in the turn.
+POSITION, KEY, STEP = range(3)
+
+fold, uniform = device_function(fold), device_function(uniform)
+
+
+@device_function
+def update_key(cursor, start):
+    """The generator's key of the update that begins at this position of the epoch."""
+    return fold(np.uint64(cursor[KEY]), start)
+
+
+def with_derivative(value: Callable, derivative: Callable) -> Callable:
+    """A device function from z and p to f(z) and f'(z)."""
+    value, derivative = device_function(value), device_function(derivative)
+
+    def both(z, p):
+        a = value(z, p)
+        return a, derivative(z, a, p)
+
+    return device_function(both)
+
+
+activate_by_code = select(list(ACTIVATIONS.values()), lambda row: with_derivative(row.value, row.derivative))
+
+
+def make_finish(dtype, activate: Callable) -> Callable:
+    """A device function that takes one z through activation and dropout to where it belongs.
+
+    ``first`` is the row of the update that the chunk begins with, ``row`` counts from there.
+    """
+    zero = dtype.type(0)
+    width = LINE_BYTES // dtype.itemsize
+
+    def finish(network, memory, depth, first, row, column, z, key, training):
+        layer, numbers = network.layers[depth], network.numbers[depth]
+        place = layer[NODE_OUT] + row * layer[STRIDE_OUT] + column
+        a = slope = zero
+        if column < layer[N_OUT]:
+            a = z
+            if layer[ACTIVATION] >= 0:
+                a, slope = activate(layer[ACTIVATION], (z, numbers[SETTING]))
+            if training and numbers[DROPOUT] > zero:
+                panel_key = fold(fold(key, depth), column // width)
+                bits = fold(fold(panel_key, first + row), column % width)
+                kept = numbers[KEPT_SCALE] if uniform(bits) >= numbers[DROPOUT] else zero
+                a *= kept
+                slope *= kept
+        memory.a[place] = a
+        if training and layer[ACTIVATION] >= 0:
+            memory.delta[place] = slope
+
+    return device_function(finish)
+
+
+def make_forward(dtype, tile: Tile, finish: Callable, name: str | None):
+    """Of one dense layer; a grid of column tiles by row tiles."""
+    real = numba_type(dtype)
+    product = make_product(dtype, tile, left_along=False, right_along=True)
+    zero, n_sums, n_shared = dtype.type(0), product.n_sums, tile.shared
+    accumulate, part, place = product.accumulate, product.part, product.place
+    n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
+
+    @kernel(threads, name)
+    def forward(network, memory, samples, cursor, step, update_rows, first, n_rows, depth, from_samples, training):
+        """``first`` is the chunk's first row within the update; ``from_samples``: the input is X, not a node."""
+        thread = cuda.threadIdx.x
+        shared = cuda.shared.array(n_shared, real)
+        sums = cuda.local.array(n_sums, real)
+        for i in range(n_sums):
+            sums[i] = zero
+        layer = network.layers[depth]
+        first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
+        start = cursor[POSITION] + step * update_rows
+        source, begin, ordered, position = memory.a, layer[NODE_IN], 0, 0
+        if from_samples:
+            source, ordered = samples.X, samples.ordered
+            begin, position = (0, start + first) if ordered else ((start + first) * layer[STRIDE_IN], 0)
+        left = source, begin, layer[STRIDE_IN], first_row, n_rows, samples.order, ordered, position, -1
+        stride = layer[STRIDE_OUT]
+        right = memory.theta, layer[W], stride, first_column, stride, samples.order, 0, 0, -1
+        accumulate(sums, shared, left, right, 0, layer[N_IN], thread)
+        key = update_key(cursor, start)
+        bias = layer[W] + layer[N_IN] * stride
+        for k in range(n_parts):
+            part(sums, shared, k, thread)
+            for i in range(thread, part_size, threads):
+                row, column = place(k, i)
+                row += first_row
+                column += first_column
+                if row < n_rows and column < stride:
+                    z = shared[i] + memory.theta[bias + column]
+                    finish(network, memory, depth, first, row, column, z, key, training)
+
+    return forward
+
+
+def make_gather(dtype, name: str):
+    """Copy samples into the first node, with noise in training."""
+    one, two_pi, minus_two = dtype.type(1), dtype.type(6.283185307179586), dtype.type(-2)
+
+    @kernel(THREADS, name)
+    def gather(network, memory, samples, cursor, step, update_rows, first, n_rows, n_in, noise, noise_depth):
+        stride = network.layers[0, STRIDE_IN]
+        start = cursor[POSITION] + step * update_rows
+        key = fold(update_key(cursor, start), noise_depth)
+        for i in range(cuda.grid(1), n_rows * stride, cuda.gridsize(1)):
+            row, column = i // stride, i % stride
+            sample = start + first + row
+            if samples.ordered:
+                sample = samples.order[sample]
+            x = samples.X[sample * stride + column]
+            if noise > 0 and column < n_in:
+                row_key = fold(key, first + row)
+                radius = one - type(x)(uniform(fold(row_key, 2 * column)))
+                angle = two_pi * type(x)(uniform(fold(row_key, 2 * column + 1)))
+                x += noise * math.sqrt(minus_two * log(radius)) * cos(angle)
+            memory.a[i] = x
+
+    return gather

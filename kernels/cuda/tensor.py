@@ -1,0 +1,200 @@
+"""Products of float32 matrices by tensor cores, which round the operands to tf32 or bf16 and add up in float32.
+
+They are cut into tiles and slices as in ``gemm.py``. A warp multiplies fragments of the slices in shared memory; a slice
+is counted in words there, of one number of tf32 or two of bf16 (``ptx.py``).
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+from numba import int64
+
+from .compat import SIMULATED, cuda, device_function, numba_type
+from .gemm import Product, make_fetch
+from .layout import VECTOR
+from .ptx import load, mma_bf16, mma_tf32, place_a, place_b, place_c, store, store4, to_bf16x2, to_tf32
+
+WARP = 32
+#: Rows, columns and words in depth of what a warp multiplies at a time.
+ROWS, COLUMNS, WORDS = 16, 8, 8
+FRAGMENT = ROWS * COLUMNS
+#: A lane reads word lane % 4 of row or column lane // 4 of a fragment, each word being a line of a slice: with lines that
+#: start 8 banks apart no two lanes share a bank.
+PAD = 8
+
+
+class TensorTile(NamedTuple):
+    """What a block computes, ``rows`` by ``columns``, in slices of ``depth`` words; each warp has ``warp_rows`` by
+    ``warp_columns`` of it.
+    """
+
+    rows: int
+    columns: int
+    depth: int
+    warp_rows: int
+    warp_columns: int
+
+    @property
+    def threads(self) -> int:
+        return self.rows * self.columns // (self.warp_rows * self.warp_columns) * WARP
+
+    @property
+    def shared(self) -> int:
+        """Words in shared memory: two slices of each operand."""
+        return 2 * self.depth * (self.rows + self.columns + 2 * PAD)
+
+
+#: For products that give every multiprocessor its blocks, and for smaller ones.
+TENSOR_TILES = (TensorTile(128, 128, 16, 64, 32), TensorTile(64, 64, 16, 32, 32))
+if SIMULATED:
+    TENSOR_TILES = (TensorTile(16, 8, 16, 16, 8),) * 2
+
+
+class Precision(NamedTuple):
+    """How many numbers a word has, the device function ``word(stage, i, step)`` that makes one of those at ``i`` and
+    ``i + step``, and the product of fragments.
+    """
+
+    numbers: int
+    word: Callable
+    mma: Callable
+
+
+PRECISIONS = {
+    "tf32": Precision(1, device_function(lambda stage, i, step: to_tf32(stage[i])), mma_tf32),
+    "bf16": Precision(2, device_function(lambda stage, i, step: to_bf16x2(stage[i], stage[i + step])), mma_bf16),
+}
+
+place_a, place_b, place_c = device_function(place_a), device_function(place_b), device_function(place_c)
+
+
+def make_tensor_product(
+    dtype, tile: TensorTile, precision: str, left_along: bool, right_along: bool, with_ones: bool = False
+) -> Product:
+    """As `make_product`, for float32; ``precision`` is "tf32" or "bf16".
+
+    A thread's sums are the fragments of its warp's part of the tile, row after row of fragments, 4 numbers of each.
+    """
+    real = numba_type(dtype)
+    numbers, _, mma = PRECISIONS[precision]
+    threads, depth = tile.threads, tile.depth
+    left_line, right_line = tile.rows + PAD, tile.columns + PAD
+    right_start = 2 * depth * left_line
+    down, across = tile.warp_rows // ROWS, tile.warp_columns // COLUMNS
+    warps_across = tile.columns // tile.warp_columns
+    n_parts = -(-tile.rows * tile.columns // tile.shared)
+    part_down = down // n_parts
+    settings = depth * numbers, threads
+    find_left, fetch_left, vectors_left = make_fetch(dtype, tile.rows, *settings, left_along, with_ones, numbers)
+    find_right, fetch_right, vectors_right = make_fetch(dtype, tile.columns, *settings, right_along, False, numbers)
+    put_left = _make_put(dtype, tile.rows, tile, precision, vectors_left, left_along)
+    put_right = _make_put(dtype, tile.columns, tile, precision, vectors_right, right_along)
+    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
+    n_a, n_b = 4 * down, 2 * across
+
+    def accumulate(sums, shared, left, right, begin, end, thread):
+        stage_left, stage_right = cuda.local.array(n_left, real), cuda.local.array(n_right, real)
+        at_left, at_right = cuda.local.array(vectors_left, int64), cuda.local.array(vectors_right, int64)
+        a, b = cuda.local.array(n_a, real), cuda.local.array(n_b, real)
+        find_left(at_left, left, thread)
+        find_right(at_right, right, thread)
+        warp, lane = thread // WARP, thread % WARP
+        first_row, first_column = warp // warps_across * tile.warp_rows, warp % warps_across * tile.warp_columns
+        cuda.syncthreads()
+        fetch_left(stage_left, left, at_left, begin, end, thread)
+        fetch_right(stage_right, right, at_right, begin, end, thread)
+        put_left(shared, 0, stage_left, thread)
+        put_right(shared, right_start, stage_right, thread)
+        cuda.syncthreads()
+        turn = 0
+        for k in range(begin, end, depth * numbers):
+            if k + depth * numbers < end:
+                fetch_left(stage_left, left, at_left, k + depth * numbers, end, thread)
+                fetch_right(stage_right, right, at_right, k + depth * numbers, end, thread)
+            from_left = turn * depth * left_line + first_row
+            from_right = right_start + turn * depth * right_line + first_column
+            for _ in range(0, depth, WORDS):
+                for r in range(4):
+                    row, word = place_a(lane, r)
+                    for m in range(down):
+                        a[m * 4 + r] = load(shared, from_left + word * left_line + m * ROWS + row)
+                for r in range(2):
+                    word, column = place_b(lane, r)
+                    for n in range(across):
+                        b[n * 2 + r] = load(shared, from_right + word * right_line + n * COLUMNS + column)
+                for m in range(down):
+                    for n in range(across):
+                        i = (m * across + n) * 4
+                        own = sums[i], sums[i + 1], sums[i + 2], sums[i + 3]
+                        lanes = a[m * 4], a[m * 4 + 1], a[m * 4 + 2], a[m * 4 + 3]
+                        own = mma(lanes, (b[n * 2], b[n * 2 + 1]), own)
+                        for r in range(4):
+                            sums[i + r] = own[r]
+                from_left += WORDS * left_line
+                from_right += WORDS * right_line
+            turn = 1 - turn
+            if k + depth * numbers < end:
+                put_left(shared, turn * depth * left_line, stage_left, thread)
+                put_right(shared, right_start + turn * depth * right_line, stage_right, thread)
+            cuda.syncthreads()
+
+    def part(sums, shared, k, thread):
+        start = thread // WARP * part_down * across * FRAGMENT
+        row, column = place_c(thread % WARP, 0)
+        start += row * COLUMNS + column
+        cuda.syncthreads()
+        for m in range(down):
+            if m // part_down == k:
+                for n in range(across):
+                    for r in range(4):
+                        row, column = place_c(0, r)
+                        i = start + (m % part_down * across + n) * FRAGMENT + row * COLUMNS + column
+                        store(shared, i, sums[(m * across + n) * 4 + r])
+        cuda.syncthreads()
+
+    def place(k, i):
+        number = i // FRAGMENT
+        warp, m, n = number // across // part_down, k * part_down + number // across % part_down, number % across
+        row = warp // warps_across * tile.warp_rows + m * ROWS + i % FRAGMENT // COLUMNS
+        return row, warp % warps_across * tile.warp_columns + n * COLUMNS + i % COLUMNS
+
+    return Product(
+        device_function(accumulate),
+        device_function(part),
+        device_function(place),
+        n_parts,
+        tile.rows * tile.columns // n_parts,
+        down * across * 4,
+    )
+
+
+def _make_put(dtype, lines: int, tile: TensorTile, precision: str, vectors: int, along: bool) -> Callable:
+    """A function that brings what `make_fetch` has fetched into shared memory as words, four from each run of vectors.
+
+    Word ``w`` of a slice is line ``w % 4 * (depth // 4) + w // 4``, in any order that is the same for both operands: in
+    this one, lanes that hold words of an operand across the tile put them into lines that start in different banks.
+    """
+    threads, line = tile.threads, lines + PAD
+    numbers, word, _ = PRECISIONS[precision]
+    in_depth = tile.depth // VECTOR
+    in_row = lines // VECTOR if along else in_depth
+    # Of numbers, from a word's first to its second, and from a word's first to the next one's.
+    step, next_word = (VECTOR, 1) if along else (1, numbers)
+
+    def put(shared, start, stage, thread):
+        for q in range(vectors // numbers):
+            number, i = thread + q * threads, q * numbers * VECTOR
+            own, other = number % in_row, number // in_row
+            if along:
+                words = (
+                    word(stage, i, step),
+                    word(stage, i + next_word, step),
+                    word(stage, i + 2 * next_word, step),
+                    word(stage, i + 3 * next_word, step),
+                )
+                store4(shared, start + (other % VECTOR * in_depth + other // VECTOR) * line + own * VECTOR, words)
+            else:
+                for j in range(VECTOR):
+                    store(shared, start + (j * in_depth + own) * line + other, word(stage, i + j * next_word, step))
+
+    return device_function(put)
