@@ -3,6 +3,7 @@
 import math
 import sys
 import threading
+import weakref
 from collections.abc import Callable, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -216,3 +217,33 @@ def zeros(size: int, dtype: Any, stream: Any) -> Any:
 
 def n_blocks(size: int, step: int) -> int:
     return max(1, math.ceil(size / step))
+
+
+class Graph:
+    """Launches that are captured once, for the driver to repeat them all at one call.
+
+    Precondition: whatever they launch has been launched before, so that nothing is loaded while they are captured.
+    """
+
+    def __init__(self, stream: Any, launch: Callable[[], None]):
+        self._stream, self._launch = stream, launch
+        if SIMULATED:
+            return
+        from numba.cuda.cudadrv.driver import binding, driver
+
+        driver.cuStreamBeginCapture(stream.handle, binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        try:
+            launch()
+        finally:
+            graph = driver.cuStreamEndCapture(stream.handle)
+        self._executable = driver.cuGraphInstantiate(graph, 0)
+        driver.cuGraphDestroy(graph)
+        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+
+    def replay(self) -> None:
+        if SIMULATED:
+            self._launch()
+            return
+        from numba.cuda.cudadrv.driver import driver
+
+        driver.cuGraphLaunch(self._executable, self._stream.handle)

@@ -1,13 +1,14 @@
 """Loss and delta recursion: delta[l-1] = (delta[l] @ W[l].T) * f'(z[l-1])."""
 
 import math
+from collections.abc import Callable
 
 from ..elementary import exp, log
 from ..losses import LOSSES
 from .compat import cuda, device_function, kernel, numba_type, select
 from .forward import LANES, POSITION, STEP, THREADS
 from .gemm import Tile, make_product
-from .layers import over_lanes
+from .layers import over_block, over_lanes
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STRIDE_IN, STRIDE_OUT, W
 
 
@@ -28,54 +29,45 @@ def with_delta(row):
 loss_by_code = select(list(LOSSES.values()), with_delta)
 
 
-def make_output_delta(dtype, loss_of, name: str | None):
-    """Loss and output delta; LANES threads for each row."""
-    real = numba_type(dtype)
-    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-math.inf)
-    lanes, rows, threads = LANES, THREADS // LANES, THREADS
+def make_output_row(dtype, loss_of) -> Callable:
+    """A device function: loss and output delta of one row by LANES threads, of which each gets its part of the loss.
 
-    @kernel(threads, name)
-    def output_delta(
-        network, memory, samples, cursor, step, update_rows, first, n_rows, depth, loss, setting, options, weights, losses, part
+    ``options``: label smoothing by class, what is kept of a target, whether there is a softmax, whether outputs come in
+    pairs. ``total_weight`` is that of the update, ``position`` the row's in the epoch; ``inside`` says whether there is
+    such a row, since all threads of a block have to come along.
+    """
+    zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-math.inf)
+
+    def output_row(
+        network, memory, samples, position, row, inside, depth, loss, setting, options, total_weight, shared, thread
     ):
-        """``options``: label smoothing by class, what is kept of a target, whether there is a softmax, whether outputs
-        come in pairs. ``losses`` (updates, parts) receives the sum over each block's rows from ``part`` on; ``weights``
-        has the weight of each update.
-        """
-        shared = cuda.shared.array(threads, real)
         smoothing, keep, softmax, pairs = options
-        thread = cuda.threadIdx.x
-        lane, own = thread % lanes, thread // lanes
-        row = cuda.blockIdx.x * rows + own
-        inside = row < n_rows
+        lane = thread % LANES
         layer = network.layers[depth]
         n_out, stride = layer[N_OUT], layer[STRIDE_OUT]
         place = layer[NODE_OUT] + row * stride
-        number = cursor[STEP] + step
-        sample = cursor[POSITION] + step * update_rows + first + row
-        weight, label, lse, total = zero, 0, zero, zero
+        sample, weight, label, lse = position, zero, 0, zero
         if inside:
             if samples.ordered:
                 sample = samples.order[sample]
             if samples.labelled:
                 label = samples.labels[sample]
             weight = samples.weight[sample] if samples.weighted else one
-            weight = weight / weights[number] if weights[number] > zero else zero
+            weight = weight / total_weight if total_weight > zero else zero
         if softmax:
-            highest = lowest
+            highest, total = lowest, zero
             if inside:
-                for k in range(lane, n_out, lanes):
+                for k in range(lane, n_out, LANES):
                     highest = max(highest, memory.a[place + k])
             highest = over_lanes(shared, lane, thread, highest, True)
             if inside:
-                for k in range(lane, n_out, lanes):
+                for k in range(lane, n_out, LANES):
                     total += exp(memory.a[place + k] - highest)
-            total = over_lanes(shared, lane, thread, total, False)
-            lse = highest + log(total)
+            lse = highest + log(over_lanes(shared, lane, thread, total, False))
         value = zero
         if inside:
             width = 2 if pairs else 1
-            for k in range(lane * width, stride, lanes * width):
+            for k in range(lane * width, stride, LANES * width):
                 delta = other = zero
                 if k < n_out:
                     target = smoothing
@@ -84,44 +76,57 @@ def make_output_delta(dtype, loss_of, name: str | None):
                     else:
                         target += keep * samples.targets[sample * n_out + k]
                     z1 = memory.a[place + k + width - 1]
-                    own_loss, delta, other = loss_of(loss, (memory.a[place + k], z1, target, lse, setting))
-                    value += weight * own_loss
+                    own, delta, other = loss_of(loss, (memory.a[place + k], z1, target, lse, setting))
+                    value += weight * own
                 memory.delta[place + k] = weight * delta
                 if pairs:
                     memory.delta[place + k + 1] = weight * other
-        value = over_lanes(shared, lane, thread, value, False)
-        cuda.syncthreads()
-        shared[thread] = value
-        cuda.syncthreads()
+        return value
+
+    return device_function(output_row)
+
+
+def make_output_delta(dtype, loss_of, name: str | None):
+    """Loss and output delta; LANES threads for each row."""
+    real = numba_type(dtype)
+    rows = THREADS // LANES
+    output_row = make_output_row(dtype, loss_of)
+
+    @kernel(THREADS, name)
+    def output_delta(
+        network, memory, samples, cursor, step, update_rows, first, n_rows, depth, loss, setting, options, weights, losses, part
+    ):
+        """``losses`` (updates, parts) receives the sum over each block's rows from ``part`` on; ``weights`` has the
+        weight of each update; the others are those of `make_output_row`.
+        """
+        shared = cuda.shared.array(THREADS, real)
+        thread = cuda.threadIdx.x
+        row, number = cuda.blockIdx.x * rows + thread // LANES, cursor[STEP] + step
+        position = cursor[POSITION] + step * update_rows + first + row
+        own = output_row(
+            network, memory, samples, position, row, row < n_rows, depth, loss, setting, options, weights[number], shared, thread
+        )
+        own = over_block(shared, thread, own)
         if thread == 0:
-            total = zero
-            for r in range(rows):
-                total += shared[r * lanes]
-            losses[number, part + cuda.blockIdx.x] = total
+            losses[number, part + cuda.blockIdx.x] = own
 
     return output_delta
 
 
-def make_delta(dtype, tile: Tile, name: str):
-    """Back through one dense layer; a grid of column tiles by row tiles of its input."""
-    real = numba_type(dtype)
+def make_delta_tile(dtype, tile: Tile) -> Callable:
+    """A device function: one tile of the delta at a dense layer's input, up to row ``end_row``."""
     product = make_product(dtype, tile, left_along=False, right_along=False)
-    zero, n_sums, n_shared = dtype.type(0), product.n_sums, tile.shared
+    zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    @kernel(threads, name)
-    def delta(network, memory, order, n_rows, depth):
-        """Precondition: ``memory.delta`` holds f'(z) at the layer's input."""
+    def delta_tile(network, memory, order, first_row, end_row, first_column, depth, shared, sums):
         thread = cuda.threadIdx.x
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
         for i in range(n_sums):
             sums[i] = zero
         layer = network.layers[depth]
-        first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
         stride, stride_in = layer[STRIDE_OUT], layer[STRIDE_IN]
-        left = memory.delta, layer[NODE_OUT], stride, first_row, n_rows, order, 0, 0, -1
+        left = memory.delta, layer[NODE_OUT], stride, first_row, end_row, order, 0, 0, -1
         right = memory.theta, layer[W], stride, first_column, layer[N_IN], order, 0, 0, -1
         accumulate(sums, shared, left, right, 0, layer[N_OUT], thread)
         for k in range(n_parts):
@@ -130,11 +135,28 @@ def make_delta(dtype, tile: Tile, name: str):
                 row, column = place(k, i)
                 row += first_row
                 column += first_column
-                if row < n_rows and column < stride_in:
+                if row < end_row and column < stride_in:
                     own = row * stride_in + column
                     result = shared[i] * memory.delta[layer[NODE_IN] + own]
                     if layer[SKIP] >= 0:  # what a sum has kept for its summand
                         result += memory.delta[layer[SKIP] + own]
                     memory.delta[layer[NODE_IN] + own] = result
+
+    return device_function(delta_tile)
+
+
+def make_delta(dtype, tile: Tile, name: str):
+    """Back through one dense layer; a grid of column tiles by row tiles of its input."""
+    real = numba_type(dtype)
+    n_sums, n_shared = tile.n_sums, tile.shared
+    delta_tile = make_delta_tile(dtype, tile)
+
+    @kernel(tile.threads, name)
+    def delta(network, memory, order, n_rows, depth):
+        """Precondition: ``memory.delta`` holds f'(z) at the layer's input."""
+        shared = cuda.shared.array(n_shared, real)
+        sums = cuda.local.array(n_sums, real)
+        first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
+        delta_tile(network, memory, order, first_row, n_rows, first_column, depth, shared, sums)
 
     return delta

@@ -6,7 +6,7 @@ from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import DENSE
 from .compat import cuda, device_function, kernel, numba_type, select
 from .forward import KEY, POSITION, STEP, THREADS
-from .gradient import make_total
+from .layers import over_block
 from .layout import KIND, N_IN, N_OUT, STRIDE_OUT, W
 
 # Words of the report: the first update of the turn whose loss was not finite, the first epoch after which a parameter was
@@ -63,10 +63,11 @@ def make_prepare(dtype, prepare_of, name: str | None):
 def make_weigh(dtype, name: str):
     """The weight of each update from the cursor on; a block for each."""
     zero, one = dtype.type(0), dtype.type(1)
-    total = make_total(dtype)
+    real = numba_type(dtype)
 
     @kernel(THREADS, name)
     def weigh(samples, cursor, update_rows, n_samples, weights):
+        shared = cuda.shared.array(THREADS, real)
         first = cursor[POSITION] + cuda.blockIdx.x * update_rows
         own = zero
         for position in range(first + cuda.threadIdx.x, min(first + update_rows, n_samples), cuda.blockDim.x):
@@ -74,7 +75,7 @@ def make_weigh(dtype, name: str):
                 own += samples.weight[samples.order[position] if samples.ordered else position]
             else:
                 own += one
-        own = total(own)
+        own = over_block(shared, cuda.threadIdx.x, own)
         if cuda.threadIdx.x == 0:
             weights[cursor[STEP] + cuda.blockIdx.x] = own
 
@@ -84,17 +85,18 @@ def make_weigh(dtype, name: str):
 def make_sum_losses(dtype, name: str):
     """Each update's loss from its parts and its penalties; a block for each of the updates from ``first`` on."""
     zero = dtype.type(0)
-    total = make_total(dtype)
+    real = numba_type(dtype)
 
     @kernel(THREADS, name)
     def sum_losses(parts, penalties, n_penalties, first, loss, report):
+        shared = cuda.shared.array(THREADS, real)
         number = first + cuda.blockIdx.x
         own = zero
         for k in range(cuda.threadIdx.x, parts.shape[1], cuda.blockDim.x):
             own += parts[number, k]
         for k in range(cuda.threadIdx.x, n_penalties, cuda.blockDim.x):
             own += penalties[number, k]
-        own = total(own)
+        own = over_block(shared, cuda.threadIdx.x, own)
         if cuda.threadIdx.x == 0:
             loss[number] = own
             if own - own != zero:

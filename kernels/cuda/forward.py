@@ -84,34 +84,31 @@ def make_finish(dtype, activate: Callable) -> Callable:
     return device_function(finish)
 
 
-def make_forward(dtype, tile: Tile, finish: Callable, name: str | None):
-    """Of one dense layer; a grid of column tiles by row tiles."""
-    real = numba_type(dtype)
+def make_forward_tile(dtype, tile: Tile, finish: Callable) -> Callable:
+    """A device function: one tile of a dense layer's output.
+
+    ``rows`` is the chunk's first row within the update, the tile's first row, and the row it ends before at the latest;
+    ``from_samples``: the input is X, not a node.
+    """
     product = make_product(dtype, tile, left_along=False, right_along=True)
-    zero, n_sums, n_shared = dtype.type(0), product.n_sums, tile.shared
+    zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    @kernel(threads, name)
-    def forward(network, memory, samples, cursor, step, update_rows, first, n_rows, depth, from_samples, training):
-        """``first`` is the chunk's first row within the update; ``from_samples``: the input is X, not a node."""
+    def forward_tile(network, memory, samples, start, key, rows, first_column, depth, from_samples, training, shared, sums):
         thread = cuda.threadIdx.x
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
+        first, first_row, end_row = rows
         for i in range(n_sums):
             sums[i] = zero
         layer = network.layers[depth]
-        first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
-        start = cursor[POSITION] + step * update_rows
         source, begin, ordered, position = memory.a, layer[NODE_IN], 0, 0
         if from_samples:
             source, ordered = samples.X, samples.ordered
             begin, position = (0, start + first) if ordered else ((start + first) * layer[STRIDE_IN], 0)
-        left = source, begin, layer[STRIDE_IN], first_row, n_rows, samples.order, ordered, position, -1
+        left = source, begin, layer[STRIDE_IN], first_row, end_row, samples.order, ordered, position, -1
         stride = layer[STRIDE_OUT]
         right = memory.theta, layer[W], stride, first_column, stride, samples.order, 0, 0, -1
         accumulate(sums, shared, left, right, 0, layer[N_IN], thread)
-        key = update_key(cursor, start)
         bias = layer[W] + layer[N_IN] * stride
         for k in range(n_parts):
             part(sums, shared, k, thread)
@@ -119,9 +116,28 @@ def make_forward(dtype, tile: Tile, finish: Callable, name: str | None):
                 row, column = place(k, i)
                 row += first_row
                 column += first_column
-                if row < n_rows and column < stride:
+                if row < end_row and column < stride:
                     z = shared[i] + memory.theta[bias + column]
                     finish(network, memory, depth, first, row, column, z, key, training)
+
+    return device_function(forward_tile)
+
+
+def make_forward(dtype, tile: Tile, finish: Callable, name: str | None):
+    """Of one dense layer; a grid of column tiles by row tiles."""
+    real = numba_type(dtype)
+    n_sums, n_shared = tile.n_sums, tile.shared
+    forward_tile = make_forward_tile(dtype, tile, finish)
+
+    @kernel(tile.threads, name)
+    def forward(network, memory, samples, cursor, step, update_rows, first, n_rows, depth, from_samples, training):
+        shared = cuda.shared.array(n_shared, real)
+        sums = cuda.local.array(n_sums, real)
+        start = cursor[POSITION] + step * update_rows
+        key = update_key(cursor, start)
+        rows = first, cuda.blockIdx.y * tile.rows, n_rows
+        column = cuda.blockIdx.x * tile.columns
+        forward_tile(network, memory, samples, start, key, rows, column, depth, from_samples, training, shared, sums)
 
     return forward
 

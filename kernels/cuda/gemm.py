@@ -27,7 +27,12 @@ class Tile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return self.rows * self.columns // (VECTOR * self.groups) ** 2
+        return self.rows * self.columns // self.n_sums
+
+    @property
+    def n_sums(self) -> int:
+        """Numbers that each thread computes."""
+        return (VECTOR * self.groups) ** 2
 
     @property
     def shared(self) -> int:
@@ -37,8 +42,10 @@ class Tile(NamedTuple):
 
 #: By the size of a number: for products that give every multiprocessor its blocks, and for smaller ones.
 TILES = {4: (Tile(128, 128, 8, 2), Tile(32, 32, 16, 1)), 8: (Tile(64, 64, 16, 1), Tile(32, 32, 16, 1))}
+#: The same for the fused step, whose layers are narrow.
+FUSED_TILES = {4: (Tile(128, 64, 8, 2), Tile(32, 32, 16, 1)), 8: (Tile(64, 64, 16, 1), Tile(32, 32, 16, 1))}
 if SIMULATED:
-    TILES = dict.fromkeys((4, 8), (Tile(8, 8, 4, 1), Tile(8, 8, 4, 1)))
+    TILES = FUSED_TILES = dict.fromkeys((4, 8), (Tile(8, 8, 4, 1), Tile(8, 8, 4, 1)))
 
 
 class Product(NamedTuple):
@@ -61,7 +68,6 @@ class Product(NamedTuple):
     place: Callable
     n_parts: int
     part_size: int
-    n_sums: int
 
 
 def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_ones: bool = False) -> Product:
@@ -79,7 +85,7 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
     down = tile.rows // size
     left_line, right_line = tile.rows + PAD, tile.columns + PAD
     right_start = 2 * depth * left_line
-    n_parts = -(-tile.rows * tile.columns // tile.shared)
+    n_parts = 1 << (-(-tile.rows * tile.columns // tile.shared) - 1).bit_length()
     part_rows = size // n_parts
     find_left, fetch_left, vectors_left = make_fetch(dtype, tile.rows, depth, threads, left_along, with_ones)
     find_right, fetch_right, vectors_right = make_fetch(dtype, tile.columns, depth, threads, right_along)
@@ -149,7 +155,6 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
         device_function(place),
         n_parts,
         part_rows * down * tile.columns,
-        size * size,
     )
 
 
@@ -169,12 +174,12 @@ def make_fetch(
         raise ValueError(f"{threads} threads cannot share out {lines} by {depth} numbers")
 
     def find_along(at, operand, thread):
-        array, start, stride, first, bound, order, ordered, position, ones = operand
+        first = operand[3]
         for q in range(vectors):
             at[q] = first + (thread + q // run * threads) % in_row * VECTOR
 
     def find_across(at, operand, thread):
-        array, start, stride, first, bound, order, ordered, position, ones = operand
+        _, start, stride, first, bound, order, ordered, position, _ = operand
         for q in range(vectors):
             row = first + (thread + q // run * threads) // in_row
             at[q] = -1
@@ -184,7 +189,7 @@ def make_fetch(
                 at[q] = start + row * stride
 
     def fetch_along(stage, operand, at, k, end, thread):
-        array, start, stride, first, bound, order, ordered, position, ones = operand
+        array, start, stride, _, bound, order, ordered, position, ones = operand
         for q in range(vectors):
             row, column = k + (thread + q // run * threads) // in_row * run + q % run, at[q]
             for j in range(VECTOR):

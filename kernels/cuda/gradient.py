@@ -4,11 +4,13 @@ A gradient is summed by slices of the batch, as many as its shape says, which th
 """
 
 import math
+from collections.abc import Callable
 
 from ..optimizers import OPTIMIZERS
 from .compat import cuda, device_function, kernel, numba_type, select
 from .forward import POSITION, STEP, THREADS
 from .gemm import Tile, make_product
+from .layers import over_block
 from .layout import BIAS, N_IN, NODE_IN, NODE_OUT, STRIDE_IN, STRIDE_OUT, W
 
 # Columns of the table of tiles: layer, first row and first column.
@@ -19,39 +21,33 @@ FIRST, COUNT, GROUP, PENALISED = range(4)
 CHUNK = 1024
 
 
-def make_gradient(dtype, tile: Tile, name: str):
-    """grad_W[l] = a[l-1].T @ delta[l] and grad_b[l] of all dense layers; a grid of tiles by slices."""
-    real = numba_type(dtype)
+def make_gradient_tile(dtype, tile: Tile) -> Callable:
+    """A device function: one tile of a dense layer's gradient over rows ``since`` to ``until``, into ``memory.grad``.
+
+    ``first`` and ``from_samples`` are as in the forward pass; a chunk after the first adds to what is there.
+    """
     product = make_product(dtype, tile, left_along=True, right_along=True, with_ones=True)
-    zero, n_sums, n_shared = dtype.type(0), product.n_sums, tile.shared
+    zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    @kernel(threads, name)
-    def gradient(network, memory, samples, cursor, step, update_rows, first, n_rows, tiles, from_samples):
-        """``first`` and ``from_samples`` as in the forward pass; a chunk after the first adds to what is there."""
+    def gradient_tile(
+        network, memory, samples, start, first, since, until, depth, first_row, first_column, into, from_samples, shared, sums
+    ):
         thread = cuda.threadIdx.x
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
         for i in range(n_sums):
             sums[i] = zero
-        number, n_slices = cuda.blockIdx.y, cuda.gridDim.y
-        tile_number = cuda.blockIdx.x
-        depth, first_row, first_column = tiles[tile_number, LAYER], tiles[tile_number, ROW], tiles[tile_number, COLUMN]
         layer = network.layers[depth]
-        n_in, stride = layer[N_IN], layer[STRIDE_OUT]
-        start = cursor[POSITION] + step * update_rows
+        n_in, stride, stride_in = layer[N_IN], layer[STRIDE_OUT], layer[STRIDE_IN]
         source, begin, ordered, position = memory.a, layer[NODE_IN], 0, 0
         if from_samples and depth == 0:
             source, ordered = samples.X, samples.ordered
-            begin, position = (0, start + first) if ordered else ((start + first) * layer[STRIDE_IN], 0)
+            begin, position = (0, start + first) if ordered else ((start + first) * stride_in, 0)
         ones = n_in if layer[BIAS] else -1
-        stride_in = layer[STRIDE_IN]
         left = source, begin, stride_in, first_row, stride_in, samples.order, ordered, position, ones
         right = memory.delta, layer[NODE_OUT], stride, first_column, stride, samples.order, 0, 0, -1
-        since, until = n_rows * number // n_slices, n_rows * (number + 1) // n_slices
         accumulate(sums, shared, left, right, since, until, thread)
-        into = number * memory.theta.size + layer[W]
+        into += layer[W]
         for k in range(n_parts):
             part(sums, shared, k, thread)
             for i in range(thread, part_size, threads):
@@ -61,6 +57,40 @@ def make_gradient(dtype, tile: Tile, name: str):
                 if row <= n_in and column < stride:
                     own = into + row * stride + column
                     memory.grad[own] = shared[i] + (memory.grad[own] if first else zero)
+
+    return device_function(gradient_tile)
+
+
+def make_gradient(dtype, tile: Tile, name: str):
+    """grad_W[l] = a[l-1].T @ delta[l] and grad_b[l] of all dense layers; a grid of tiles by slices."""
+    real = numba_type(dtype)
+    n_sums, n_shared = tile.n_sums, tile.shared
+    gradient_tile = make_gradient_tile(dtype, tile)
+
+    @kernel(tile.threads, name)
+    def gradient(network, memory, samples, cursor, step, update_rows, first, n_rows, tiles, from_samples):
+        shared = cuda.shared.array(n_shared, real)
+        sums = cuda.local.array(n_sums, real)
+        number, n_slices = cuda.blockIdx.y, cuda.gridDim.y
+        own = tiles[cuda.blockIdx.x]
+        start = cursor[POSITION] + step * update_rows
+        since, until = n_rows * number // n_slices, n_rows * (number + 1) // n_slices
+        gradient_tile(
+            network,
+            memory,
+            samples,
+            start,
+            first,
+            since,
+            until,
+            own[LAYER],
+            own[ROW],
+            own[COLUMN],
+            number * memory.theta.size,
+            from_samples,
+            shared,
+            sums,
+        )
 
     return gradient
 
@@ -100,28 +130,6 @@ def with_slots(row):
 update_by_code = select(list(OPTIMIZERS.values()), with_slots)
 
 
-def make_total(dtype):
-    """A device function: the sum of a block's numbers, in the order of a tree; all its threads get it."""
-    real = numba_type(dtype)
-    threads = THREADS
-
-    def total(value):
-        shared = cuda.shared.array(threads, real)
-        thread = cuda.threadIdx.x
-        cuda.syncthreads()
-        shared[thread] = value
-        cuda.syncthreads()
-        span = cuda.blockDim.x // 2
-        while span > 0:
-            if thread < span:
-                shared[thread] += shared[thread + span]
-            cuda.syncthreads()
-            span //= 2
-        return shared[0]
-
-    return device_function(total)
-
-
 def make_collect(dtype):
     """A device function: the gradient of one parameter, the penalties' slopes included, and the penalties."""
     zero, half = dtype.type(0), dtype.type(0.5)
@@ -143,13 +151,14 @@ def make_collect(dtype):
 def make_update(dtype, update_of, name: str | None):
     """Add up the slices and the penalties, clip, and update; a block for each chunk of parameters."""
     zero, one = dtype.type(0), dtype.type(1)
-    collect, total = make_collect(dtype), make_total(dtype)
+    collect, real = make_collect(dtype), numba_type(dtype)
 
     @kernel(THREADS, name)
     def update(memory, chunks, cursor, step, code, scalars, n_slices, penalties, l1, l2, by_batch, weights, clip, limit):
         """``penalties`` (updates, chunks) receives each chunk's, unless there are none; ``scalars`` are the optimizer's
         (updates, groups, N_SCALARS). The gradient is scaled by ``clip[0]`` and cut off at ``limit``.
         """
+        shared = cuda.shared.array(THREADS, real)
         block = cuda.blockIdx.x
         first, count, group = chunks[block, FIRST], chunks[block, COUNT], chunks[block, GROUP]
         number = cursor[STEP] + step
@@ -171,7 +180,7 @@ def make_update(dtype, update_of, name: str | None):
             grad = min(max(grad * clip[0], -limit), limit)
             update_of(code, (memory.theta, memory.slots, i, grad, h))
         if l1 > zero or l2 > zero:
-            own = total(own)
+            own = over_block(shared, cuda.threadIdx.x, own)
             if cuda.threadIdx.x == 0:
                 penalties[number, block] = own
 
@@ -181,10 +190,11 @@ def make_update(dtype, update_of, name: str | None):
 def make_reduce(dtype, name: str):
     """Add up slices and penalties into the first slice, and the squares of each chunk's gradient."""
     zero, one = dtype.type(0), dtype.type(1)
-    collect, total = make_collect(dtype), make_total(dtype)
+    collect, real = make_collect(dtype), numba_type(dtype)
 
     @kernel(THREADS, name)
     def reduce(memory, chunks, cursor, step, n_slices, penalties, l1, l2, by_batch, weights, squares):
+        shared = cuda.shared.array(THREADS, real)
         block = cuda.blockIdx.x
         first, count = chunks[block, FIRST], chunks[block, COUNT]
         number = cursor[STEP] + step
@@ -197,7 +207,8 @@ def make_reduce(dtype, name: str):
             own += penalty
             square += grad * grad
             memory.grad[i] = grad
-        square, own = total(square), total(own)
+        square = over_block(shared, cuda.threadIdx.x, square)
+        own = over_block(shared, cuda.threadIdx.x, own)
         if cuda.threadIdx.x == 0:
             squares[block] = square
             if l1 > zero or l2 > zero:
@@ -209,14 +220,15 @@ def make_reduce(dtype, name: str):
 def make_clip(dtype, name: str):
     """What scales the gradient to a global norm of at most ``clip_norm``, from the chunks' squares; one block."""
     zero, one = dtype.type(0), dtype.type(1)
-    total = make_total(dtype)
+    real = numba_type(dtype)
 
     @kernel(THREADS, name)
     def find_clip(squares, clip_norm, clip):
+        shared = cuda.shared.array(THREADS, real)
         square = zero
         for k in range(cuda.threadIdx.x, squares.size, cuda.blockDim.x):
             square += squares[k]
-        square = total(square)
+        square = over_block(shared, cuda.threadIdx.x, square)
         if cuda.threadIdx.x == 0:
             clip[0] = min(one, clip_norm / math.sqrt(square)) if square > zero else one
 

@@ -35,6 +35,21 @@ def over_lanes(shared, lane, thread, value, highest):
 
 
 @device_function
+def over_block(shared, thread, value):
+    """Sum of all a block's threads, whose number is a power of two, in the order of a tree; all of them get it."""
+    cuda.syncthreads()
+    shared[thread] = value
+    cuda.syncthreads()
+    span = cuda.blockDim.x // 2
+    while span > 0:
+        if thread < span:
+            shared[thread] += shared[thread + span]
+        cuda.syncthreads()
+        span //= 2
+    return shared[0]
+
+
+@device_function
 def over_rows(shared, thread, value):
     """Sum of a column's threads, in the order of a tree; all of them get it."""
     cuda.syncthreads()

@@ -1,16 +1,19 @@
-"""The instructions that numba-cuda has no name for: 128-bit loads and stores, and products by tensor cores.
+"""The instructions that numba-cuda has no name for: loads and stores, also of 128 bits, and products by tensor cores.
 
 Each has a body in plain Python for the simulator.
 
-A tensor core's operands are words of 32 bits, kept as float32: a number rounded to tf32, or two neighbours in depth
-rounded to bf16, the first one in the lower half. A warp multiplies A (16 rows, 8 words) by B (8 words, 8 columns) and
-adds C (16 rows, 8 columns). Each lane holds 4 words of A, 2 of B and 4 numbers of C, where the functions below say, one
-for all kinds of words.
+A tensor core's operands are words of 32 bits, which pass as float32: a number rounded to tf32, or two that follow each
+other in depth, rounded to bf16, the first one in the lower half. A warp computes A @ B + C of fragments A (ROWS,
+WORDS), B (WORDS, COLUMNS) and C (ROWS, COLUMNS). Each lane holds 4 words of A, 2 of B and 4 numbers of C, whichever the
+words are: those that the functions below say.
 """
 
 from numba import float32
 
 from .compat import SIMULATED, cuda
+
+WARP = 32
+ROWS, COLUMNS, WORDS = 16, 8, 8
 
 
 def place_a(lane, r):
@@ -30,6 +33,9 @@ def place_c(lane, r):
 
 if SIMULATED:
     import numpy as np
+
+    #: Of a block.
+    MOST_WARPS = 8
 
     def load(array, i):
         return array[i]
@@ -52,15 +58,17 @@ if SIMULATED:
         bits = bits + (bits >> 16 & 1) + 0x7FFF >> 16
         return (bits[0] | bits[1] << 16).view(np.float32)
 
-    def _numbers(words):
+    def _numbers_of_bf16(words):
         bits = words.view(np.uint32)
         return np.concatenate([bits << 16, bits & np.uint32(0xFFFF0000)]).view(np.float32)
 
     def _mma(a, b, c, numbers):
-        """The lanes lay out their operands in shared memory; each then computes its own sums."""
-        left = cuda.shared.array((32, 16, 8), float32)
-        right = cuda.shared.array((32, 8, 8), float32)
-        warp, lane = divmod(cuda.threadIdx.x, 32)
+        """The lanes lay out their words in shared memory, and each computes its own sums of what ``numbers`` says of
+        them. All threads of the block must come here together, not only a warp's.
+        """
+        left = cuda.shared.array((MOST_WARPS, ROWS, WORDS), float32)
+        right = cuda.shared.array((MOST_WARPS, WORDS, COLUMNS), float32)
+        warp, lane = divmod(cuda.threadIdx.x, WARP)
         for r in range(4):
             left[warp][place_a(lane, r)] = a[r]
         for r in range(2):
@@ -77,7 +85,7 @@ if SIMULATED:
         return _mma(a, b, c, lambda words: words)
 
     def mma_bf16(a, b, c):
-        return _mma(a, b, c, _numbers)
+        return _mma(a, b, c, _numbers_of_bf16)
 
 else:
     from llvmlite import ir
@@ -92,7 +100,7 @@ else:
 
     @intrinsic
     def load(typingctx, array, i):
-        """A number of a 1-D array, without what ``array[i]`` does about an ``i`` below zero. Precondition: it is inside."""
+        """A number of a 1-D array, without what ``array[i]`` does about negative ones. Precondition: it is inside."""
 
         def codegen(context, builder, signature, args):
             return builder.load(_address(context, builder, signature.args[0], *args))
@@ -142,6 +150,7 @@ else:
 
         return types.void(array, types.int64, values), codegen
 
+    #: What the assembler takes a register for.
     NUMBER, WORD = ir.FloatType(), ir.IntType(32)
 
     def _instruction(builder, text, result, constraints, operands):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,10 +28,10 @@ from ..problem import (
     Update,
     samples_alone,
 )
-from . import compat, delta, epoch, forward, gradient, layers, layout
+from . import compat, delta, epoch, forward, fused, gradient, layers, layout
 from .compat import mark, n_blocks, plain
 from .forward import LANES, THREADS
-from .gemm import TILES, Tile
+from .gemm import FUSED_TILES, TILES, Tile
 from .layout import VECTOR, Memory, Network, Samples
 
 #: Updates of a turn, at most: so many losses and scalars are kept.
@@ -42,6 +42,10 @@ SLICE_STEPS = 4
 GRADIENT_SIZE = 1 << 27
 #: Blocks that keep a multiprocessor busy, and blocks of kernels that go on with the numbers after theirs, at most.
 BLOCKS, MOST_BLOCKS = 2, 3 if compat.SIMULATED else 2048
+#: The widest layer of a step that is fused, and how many slices of a product a launch takes as long as.
+FUSED_WIDTH, LAUNCH_STEPS = 128, 4
+#: Updates in a CUDA graph, at most.
+GRAPH_STEPS = 16
 #: Codes of the user's own functions, from here on.
 CUSTOM = 1 << 10
 
@@ -70,7 +74,14 @@ def find_kernel(make: Any, dtype: np.dtype, *settings: Any) -> Any:
 class Session:
     """One network's parameters in a GPU's memory, with workspace for batches of one size.
 
-    The parameters are those of the CPU's session, as far as they are here.
+    Parameters
+    ----------
+    topology, theta, moving, batch_rows, update_rows
+        As for the CPU's session.
+    fused : bool or None
+        Whether a step is one launch and the update; None lets a cost model choose, where it can be.
+    graph_steps : int
+        Updates that are captured in a CUDA graph, at most; 0 for plain launches.
     """
 
     def __init__(
@@ -80,10 +91,14 @@ class Session:
         moving: np.ndarray,
         batch_rows: int,
         update_rows: int | None = None,
+        *,
+        fused: bool | None = None,
+        graph_steps: int = GRAPH_STEPS,
     ):
         compat.require_gpu()
         self.topology = topology
         self.update_rows = update_rows or batch_rows
+        self._graph_steps = graph_steps
         self._dtype = dtype = topology.dtype
         self._layers = network_layers = topology.layers
         self._stream = compat.new_stream()
@@ -107,6 +122,8 @@ class Session:
             self._clip = compat.to_device(np.ones(1, dtype), self._stream)
             self._uploaded: dict[int, tuple[np.ndarray, Any]] = {}
             self._plan_products()
+            self._plan_fused(fused)
+            self._tiles_there = compat.to_device(self._tiles, self._stream)
             self._allocate(0, False)
             self._upload_state(theta, moving, np.zeros((0, 0), dtype))
 
@@ -115,6 +132,7 @@ class Session:
 
     def __exit__(self, *exception) -> None:
         self._uploaded.clear()
+        self._graphs = {}
 
     def _plan_products(self) -> None:
         """Which tile each product takes, and how a batch is cut into slices for the gradient."""
@@ -132,18 +150,56 @@ class Session:
         biggest = max((layer for _, layer in dense), key=lambda layer: layer.n_in * layer.n_out)
         most = n_blocks(rows, SLICE_STEPS * small.depth)
         self._gradient_tile = chosen = tile(biggest.n_in + 1, biggest.n_out, most)
-        tiles = np.array(
+        self._tiles = self._tile_table(chosen)
+        most = min(n_blocks(rows, SLICE_STEPS * chosen.depth), self._most_slices())
+        self._n_slices = min(most, n_blocks(BLOCKS * n_multiprocessors, len(self._tiles)))
+
+    def _tile_table(self, tile: Tile) -> np.ndarray:
+        """The tiles of all dense layers' gradients, as `gradient` reads them."""
+        return np.array(
             [
                 (depth, row, column)
-                for depth, layer in dense
-                for row in range(0, layer.n_in + 1, chosen.rows)
-                for column in range(0, layer.n_out, chosen.columns)
+                for depth, layer in enumerate(self._layers)
+                if layer.kind == DENSE
+                for row in range(0, layer.n_in + 1, tile.rows)
+                for column in range(0, layer.n_out, tile.columns)
             ]
         )
-        self._tiles = compat.to_device(tiles, self._stream)
-        self._n_tiles = len(tiles)
-        most = min(n_blocks(rows, SLICE_STEPS * chosen.depth), max(1, GRADIENT_SIZE // self._sizes.theta))
-        self._n_slices = min(most, n_blocks(BLOCKS * n_multiprocessors, len(tiles)))
+
+    def _most_slices(self) -> int:
+        return max(1, GRADIENT_SIZE // self._sizes.theta)
+
+    def _plan_fused(self, wanted: bool | None) -> None:
+        """Whether a step is fused, and in how many blocks."""
+        self._fused_tile: Tile | None = None
+        dense = all(layer.kind == DENSE for layer in self._layers)
+        narrow = max(self.topology.layer_sizes) <= FUSED_WIDTH
+        one_chunk = self._rows == self.update_rows
+        if wanted is False or not (dense and narrow and one_chunk and self._from_samples):
+            return
+        n_multiprocessors, rows = compat.n_multiprocessors(), self._rows
+        large, small = FUSED_TILES[self._dtype.itemsize]
+        tile = large if n_blocks(rows, large.rows) >= n_multiprocessors else small
+        tiles = self._tile_table(tile)
+        n_slices = min(n_blocks(rows, tile.rows), BLOCKS * n_multiprocessors, self._most_slices())
+        if wanted or self._fused_wins(tile, tiles, n_slices):
+            self._fused_tile, self._tiles, self._n_slices = tile, tiles, n_slices
+
+    def _fused_wins(self, tile: Tile, tiles: np.ndarray, n_slices: int) -> bool:
+        """Compare how many slices of products stand one after the other, and launches, which count as some."""
+
+        def steps(depth: int) -> int:
+            return n_blocks(depth, tile.depth)
+
+        sizes = [(layer.n_in, layer.n_out) for layer in self._layers]
+        products = [(n_out, n_in) for n_in, n_out in sizes] + sizes[1:]  # forward, and back but for the first
+        one_by_one = sum(steps(depth) for _, depth in products)
+        in_a_row = sum(n_blocks(width, tile.columns) * steps(depth) for width, depth in products)
+        of_block = n_blocks(self._rows, n_slices)
+        fused = n_blocks(of_block, tile.rows) * in_a_row + len(tiles) * steps(of_block)
+        waves = n_blocks(self._rows, tile.rows * BLOCKS * compat.n_multiprocessors())
+        launched = waves * one_by_one + steps(n_blocks(self._rows, self._n_slices)) + 2 * len(sizes) * LAUNCH_STEPS
+        return fused < launched
 
     def _allocate(self, n_slots: int, has_average: bool) -> None:
         """Memory for a training with so many slots; what was in it is lost."""
@@ -248,6 +304,7 @@ class Session:
             self._loss_of_update = compat.zeros(TURN, dtype, stream)
             self._scalars = compat.to_device(np.zeros((TURN, n_groups, N_SCALARS), dtype), stream)
             n_parts = sum(n_blocks(rows, THREADS // LANES) for _, rows in self._chunks(self.update_rows))
+            n_parts = n_parts if self._fused_tile is None else self._n_slices
             self._losses = compat.to_device(np.zeros((TURN, n_parts), dtype), stream)
             chunks = self._parameter_chunks(update.groups)
             self._chunk_table, self._n_chunks = compat.to_device(chunks, stream), len(chunks)
@@ -256,6 +313,8 @@ class Session:
             self._penalties = compat.to_device(np.zeros(size, dtype), stream)
             self._squares = compat.zeros(len(chunks), dtype, stream)
             self._shares = compat.zeros(TURN, dtype, stream)
+            self._graphs: dict[tuple[int, int], compat.Graph] = {}
+            self._launched: set[int] = set()
 
     def _parameter_chunks(self, groups: np.ndarray) -> np.ndarray:
         """What each block of the update has, as `gradient` reads it."""
@@ -349,9 +408,10 @@ class Session:
         key = np.array(key).view(np.int64)[()]
         self._launch(epoch.make_begin, (), 1, self._cursor, position, key, done, threads=1)
         self._launch(epoch.make_weigh, (), n, samples, self._cursor, self.update_rows, n_samples, self._weights)
-        for step in range(n):
-            first = position + step * self.update_rows
-            self._run_update(step, min(self.update_rows, n_samples - first))
+        whole = min(n, (n_samples - position) // self.update_rows)
+        self._run_updates(whole, self.update_rows)
+        if whole < n:
+            self._run_updates(1, n_samples % self.update_rows)
         n_penalties = self._n_chunks if self._penalised else 0
         self._launch(
             epoch.make_sum_losses,
@@ -387,8 +447,62 @@ class Session:
         """First row and number of rows of each chunk of an update."""
         return [(first, min(self._rows, n_rows - first)) for first in range(0, n_rows, self._rows)]
 
+    def _run_updates(self, n: int, n_rows: int) -> None:
+        """Launch ``n`` updates of so many rows each, from the cursor on, and move it."""
+        advance = epoch.make_advance, (), 1, self._cursor
+
+        def launch(count: int) -> None:
+            for step in range(count):
+                self._run_update(step, n_rows)
+            self._launch(*advance, count, self.update_rows, threads=1)
+
+        while n > 0:
+            if n_rows not in self._launched or not self._graph_steps:
+                self._launched.add(n_rows)
+                launch(1)
+                n -= 1
+                continue
+            # Powers of two, so that few graphs make up any number.
+            count = min(1 << (n.bit_length() - 1), self._graph_steps)
+            if (count, n_rows) not in self._graphs:
+                self._graphs[count, n_rows] = compat.Graph(self._stream, partial(launch, count))
+            self._graphs[count, n_rows].replay()
+            n -= count
+
     def _run_update(self, step: int, n_rows: int) -> None:
-        memory, samples, topology, number = self._memory, self._training_samples, self.topology, self._dtype.type
+        if self._fused_tile is not None:
+            self._run_fused(step, n_rows)
+        else:
+            self._run_layers(step, n_rows)
+        self._update_parameters(step)
+
+    def _run_fused(self, step: int, n_rows: int) -> None:
+        tile = self._fused_tile
+        self._launch(
+            fused.make_fused_step,
+            (tile, self._finish, self._loss_of),
+            self._n_slices,
+            self._network,
+            self._memory,
+            self._training_samples,
+            self._cursor,
+            step,
+            self.update_rows,
+            0,
+            n_rows,
+            self._tiles_there,
+            self._loss,
+            self._loss_setting,
+            self._options,
+            self._weights,
+            self._losses,
+            0,
+            threads=tile.threads,
+        )
+
+    def _run_layers(self, step: int, n_rows: int) -> None:
+        """Forward, loss, delta and gradient, chunk by chunk and layer by layer."""
+        memory, samples = self._memory, self._training_samples
         part = 0
         chunks = self._chunks(n_rows)
         for first, rows in chunks:
@@ -403,14 +517,17 @@ class Session:
             self._launch(
                 gradient.make_gradient,
                 (tile,),
-                (self._n_tiles, self._n_slices),
+                (len(self._tiles), self._n_slices),
                 self._network,
                 memory,
                 *place,
-                self._tiles,
+                self._tiles_there,
                 self._from_samples,
                 threads=tile.threads,
             )
+
+    def _update_parameters(self, step: int) -> None:
+        memory, topology, number = self._memory, self.topology, self._dtype.type
         l1, l2, by_batch = number(topology.l1), number(topology.l2), int(topology.penalty_by_batch)
         penalties = self._penalties, l1, l2, by_batch, self._weights
         n_slices = self._n_slices

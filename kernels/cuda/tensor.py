@@ -1,7 +1,7 @@
 """Products of float32 matrices by tensor cores, which round the operands to tf32 or bf16 and add up in float32.
 
-They are cut into tiles and slices as in ``gemm.py``. A warp multiplies fragments of the slices in shared memory; a slice
-is counted in words there, of one number of tf32 or two of bf16 (``ptx.py``).
+They go by tiles and slices as in ``gemm.py``. In shared memory a slice consists of words (``ptx.py``), each warp of the
+block multiplies fragments of it.
 """
 
 from collections.abc import Callable
@@ -12,15 +12,28 @@ from numba import int64
 from .compat import SIMULATED, cuda, device_function, numba_type
 from .gemm import Product, make_fetch
 from .layout import VECTOR
-from .ptx import load, mma_bf16, mma_tf32, place_a, place_b, place_c, store, store4, to_bf16x2, to_tf32
+from .ptx import (
+    COLUMNS,
+    ROWS,
+    WARP,
+    WORDS,
+    load,
+    mma_bf16,
+    mma_tf32,
+    place_a,
+    place_b,
+    place_c,
+    store,
+    store4,
+    to_bf16x2,
+    to_tf32,
+)
 
-WARP = 32
-#: Rows, columns and words in depth of what a warp multiplies at a time.
-ROWS, COLUMNS, WORDS = 16, 8, 8
-FRAGMENT = ROWS * COLUMNS
-#: A lane reads word lane % 4 of row or column lane // 4 of a fragment, each word being a line of a slice: with lines that
-#: start 8 banks apart no two lanes share a bank.
+#: A slice has a line for each word, and a lane reads word lane % 4 of row or column lane // 4 of a fragment: where each
+#: line starts 8 banks after the last one, no two lanes of a warp share a bank.
 PAD = 8
+#: Numbers of a fragment of the result.
+FRAGMENT = ROWS * COLUMNS
 
 
 class TensorTile(NamedTuple):
@@ -36,7 +49,12 @@ class TensorTile(NamedTuple):
 
     @property
     def threads(self) -> int:
-        return self.rows * self.columns // (self.warp_rows * self.warp_columns) * WARP
+        return self.rows * self.columns // self.n_sums
+
+    @property
+    def n_sums(self) -> int:
+        """Numbers that each thread computes."""
+        return self.warp_rows * self.warp_columns // WARP
 
     @property
     def shared(self) -> int:
@@ -47,12 +65,12 @@ class TensorTile(NamedTuple):
 #: For products that give every multiprocessor its blocks, and for smaller ones.
 TENSOR_TILES = (TensorTile(128, 128, 16, 64, 32), TensorTile(64, 64, 16, 32, 32))
 if SIMULATED:
-    TENSOR_TILES = (TensorTile(16, 8, 16, 16, 8),) * 2
+    TENSOR_TILES = (TensorTile(16, 8, 16, 16, 8), TensorTile(16, 8, 16, 16, 8))
 
 
 class Precision(NamedTuple):
-    """How many numbers a word has, the device function ``word(stage, i, step)`` that makes one of those at ``i`` and
-    ``i + step``, and the product of fragments.
+    """How many numbers a word has, the device function ``word(stage, i, step)`` that makes one from numbers ``i`` and
+    ``i + step`` of an array, and the product of fragments.
     """
 
     numbers: int
@@ -71,26 +89,30 @@ place_a, place_b, place_c = device_function(place_a), device_function(place_b), 
 def make_tensor_product(
     dtype, tile: TensorTile, precision: str, left_along: bool, right_along: bool, with_ones: bool = False
 ) -> Product:
-    """As `make_product`, for float32; ``precision`` is "tf32" or "bf16".
+    """As `make_product`, for float32 and a key of PRECISIONS.
 
-    A thread's sums are the fragments of its warp's part of the tile, row after row of fragments, 4 numbers of each.
+    A thread's sums are its numbers of its warp's fragments, 4 of each, row after row of fragments. A part of the tile
+    in shared memory is one fragment after the other, warp by warp.
     """
     real = numba_type(dtype)
     numbers, _, mma = PRECISIONS[precision]
-    threads, depth = tile.threads, tile.depth
+    threads, depth, slice_depth = tile.threads, tile.depth, tile.depth * numbers
     left_line, right_line = tile.rows + PAD, tile.columns + PAD
     right_start = 2 * depth * left_line
     down, across = tile.warp_rows // ROWS, tile.warp_columns // COLUMNS
     warps_across = tile.columns // tile.warp_columns
-    n_parts = -(-tile.rows * tile.columns // tile.shared)
-    part_down = down // n_parts
-    settings = depth * numbers, threads
-    find_left, fetch_left, vectors_left = make_fetch(dtype, tile.rows, *settings, left_along, with_ones, numbers)
-    find_right, fetch_right, vectors_right = make_fetch(dtype, tile.columns, *settings, right_along, False, numbers)
-    put_left = _make_put(dtype, tile.rows, tile, precision, vectors_left, left_along)
-    put_right = _make_put(dtype, tile.columns, tile, precision, vectors_right, right_along)
-    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
     n_a, n_b = 4 * down, 2 * across
+    n_parts = 1 << (-(-tile.rows * tile.columns // tile.shared) - 1).bit_length()
+    part_down = down // n_parts
+    find_left, fetch_left, vectors_left = make_fetch(
+        dtype, tile.rows, slice_depth, threads, left_along, with_ones, numbers
+    )
+    find_right, fetch_right, vectors_right = make_fetch(
+        dtype, tile.columns, slice_depth, threads, right_along, False, numbers
+    )
+    put_left = _make_put(tile.rows, tile, precision, vectors_left, left_along)
+    put_right = _make_put(tile.columns, tile, precision, vectors_right, right_along)
+    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
 
     def accumulate(sums, shared, left, right, begin, end, thread):
         stage_left, stage_right = cuda.local.array(n_left, real), cuda.local.array(n_right, real)
@@ -107,10 +129,10 @@ def make_tensor_product(
         put_right(shared, right_start, stage_right, thread)
         cuda.syncthreads()
         turn = 0
-        for k in range(begin, end, depth * numbers):
-            if k + depth * numbers < end:
-                fetch_left(stage_left, left, at_left, k + depth * numbers, end, thread)
-                fetch_right(stage_right, right, at_right, k + depth * numbers, end, thread)
+        for k in range(begin, end, slice_depth):
+            if k + slice_depth < end:
+                fetch_left(stage_left, left, at_left, k + slice_depth, end, thread)
+                fetch_right(stage_right, right, at_right, k + slice_depth, end, thread)
             from_left = turn * depth * left_line + first_row
             from_right = right_start + turn * depth * right_line + first_column
             for _ in range(0, depth, WORDS):
@@ -123,38 +145,37 @@ def make_tensor_product(
                     for n in range(across):
                         b[n * 2 + r] = load(shared, from_right + word * right_line + n * COLUMNS + column)
                 for m in range(down):
+                    of_a = a[m * 4], a[m * 4 + 1], a[m * 4 + 2], a[m * 4 + 3]
                     for n in range(across):
                         i = (m * across + n) * 4
-                        own = sums[i], sums[i + 1], sums[i + 2], sums[i + 3]
-                        lanes = a[m * 4], a[m * 4 + 1], a[m * 4 + 2], a[m * 4 + 3]
-                        own = mma(lanes, (b[n * 2], b[n * 2 + 1]), own)
+                        own = mma(of_a, (b[n * 2], b[n * 2 + 1]), (sums[i], sums[i + 1], sums[i + 2], sums[i + 3]))
                         for r in range(4):
                             sums[i + r] = own[r]
                 from_left += WORDS * left_line
                 from_right += WORDS * right_line
             turn = 1 - turn
-            if k + depth * numbers < end:
+            if k + slice_depth < end:
                 put_left(shared, turn * depth * left_line, stage_left, thread)
                 put_right(shared, right_start + turn * depth * right_line, stage_right, thread)
             cuda.syncthreads()
 
     def part(sums, shared, k, thread):
-        start = thread // WARP * part_down * across * FRAGMENT
         row, column = place_c(thread % WARP, 0)
-        start += row * COLUMNS + column
+        start = thread // WARP * part_down * across * FRAGMENT + row * COLUMNS + column
         cuda.syncthreads()
         for m in range(down):
             if m // part_down == k:
                 for n in range(across):
                     for r in range(4):
                         row, column = place_c(0, r)
-                        i = start + (m % part_down * across + n) * FRAGMENT + row * COLUMNS + column
-                        store(shared, i, sums[(m * across + n) * 4 + r])
+                        i = (m % part_down * across + n) * FRAGMENT + row * COLUMNS + column
+                        store(shared, start + i, sums[(m * across + n) * 4 + r])
         cuda.syncthreads()
 
     def place(k, i):
-        number = i // FRAGMENT
-        warp, m, n = number // across // part_down, k * part_down + number // across % part_down, number % across
+        fragment = i // FRAGMENT
+        m, n = k * part_down + fragment // across % part_down, fragment % across
+        warp = fragment // across // part_down
         row = warp // warps_across * tile.warp_rows + m * ROWS + i % FRAGMENT // COLUMNS
         return row, warp % warps_across * tile.warp_columns + n * COLUMNS + i % COLUMNS
 
@@ -164,37 +185,37 @@ def make_tensor_product(
         device_function(place),
         n_parts,
         tile.rows * tile.columns // n_parts,
-        down * across * 4,
     )
 
 
-def _make_put(dtype, lines: int, tile: TensorTile, precision: str, vectors: int, along: bool) -> Callable:
-    """A function that brings what `make_fetch` has fetched into shared memory as words, four from each run of vectors.
+def _make_put(lines: int, tile: TensorTile, precision: str, vectors: int, along: bool) -> Callable:
+    """A function that makes words of what `make_fetch` has fetched, four from each run of vectors, and brings them into
+    shared memory.
 
-    Word ``w`` of a slice is line ``w % 4 * (depth // 4) + w // 4``, in any order that is the same for both operands: in
-    this one, lanes that hold words of an operand across the tile put them into lines that start in different banks.
+    Word ``w`` of a slice is line ``w % 4 * (depth // 4) + w // 4``. Any order would do that both operands share; in
+    this one a warp's lanes put their words into different banks, also where each of them has four in depth.
     """
     threads, line = tile.threads, lines + PAD
     numbers, word, _ = PRECISIONS[precision]
     in_depth = tile.depth // VECTOR
     in_row = lines // VECTOR if along else in_depth
-    # Of numbers, from a word's first to its second, and from a word's first to the next one's.
-    step, next_word = (VECTOR, 1) if along else (1, numbers)
+    # How far apart the numbers of a word are, and the words' first numbers.
+    step, stride = (VECTOR, 1) if along else (1, numbers)
 
     def put(shared, start, stage, thread):
         for q in range(vectors // numbers):
-            number, i = thread + q * threads, q * numbers * VECTOR
-            own, other = number % in_row, number // in_row
+            i = q * numbers * VECTOR
+            row, own = (thread + q * threads) // in_row, (thread + q * threads) % in_row
             if along:
                 words = (
                     word(stage, i, step),
-                    word(stage, i + next_word, step),
-                    word(stage, i + 2 * next_word, step),
-                    word(stage, i + 3 * next_word, step),
+                    word(stage, i + stride, step),
+                    word(stage, i + 2 * stride, step),
+                    word(stage, i + 3 * stride, step),
                 )
-                store4(shared, start + (other % VECTOR * in_depth + other // VECTOR) * line + own * VECTOR, words)
+                store4(shared, start + (row % VECTOR * in_depth + row // VECTOR) * line + own * VECTOR, words)
             else:
                 for j in range(VECTOR):
-                    store(shared, start + (j * in_depth + own) * line + other, word(stage, i + j * next_word, step))
+                    store(shared, start + (j * in_depth + own) * line + row, word(stage, i + j * stride, step))
 
     return device_function(put)
