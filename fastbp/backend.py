@@ -15,9 +15,25 @@ from .kernels.cpu.session import Session
 from .kernels.problem import Data, DeviceError, Progress, Topology, Update
 from .validation import choice
 
-__all__ = ["DEVICES", "Data", "DeviceError", "Progress", "Session", "Topology", "Update", "describe_gpu", "open_session"]
+__all__ = [
+    "DEVICES",
+    "PRECISIONS",
+    "Data",
+    "DeviceError",
+    "Progress",
+    "Session",
+    "Topology",
+    "Update",
+    "borrow",
+    "describe_gpu",
+    "on_gpu",
+    "open_session",
+]
 
 DEVICES = ("cpu", "cuda", "auto")
+PRECISIONS = ("tf32", "bf16")
+#: DLPack's numbers of the GPU's memory, and of memory that it shares with the host.
+DLPACK_CUDA = (2, 13)
 #: What "auto" reckons with: operations a second of one core and of a GPU, and the seconds of a launch.
 CPU_SPEED, GPU_SPEED, LAUNCH = 1e11, 1e13, 3e-6
 
@@ -49,12 +65,33 @@ def _gpu() -> Any:
     """
     if find_spec("numba_cuda") is None:
         raise DeviceError(
-            "device 'cuda' needs numba-cuda: pip install \"fastbp[cuda12]\" or \"fastbp[cuda13]\", by the CUDA that the "
+            'device \'cuda\' needs numba-cuda: pip install "fastbp[cuda12]" or "fastbp[cuda13]", by the CUDA that the '
             "driver is for"
         )
     from .kernels.cuda import session
 
     return session
+
+
+def on_gpu(values: Any) -> bool:
+    """Whether an array lies in a GPU's memory, by the CUDA array interface or by DLPack."""
+    if isinstance(values, (np.ndarray, list, tuple)):
+        return False
+    if hasattr(values, "__cuda_ndarray__") or hasattr(values, "__cuda_array_interface__"):
+        return True
+    return hasattr(values, "__dlpack_device__") and values.__dlpack_device__()[0] in DLPACK_CUDA
+
+
+def borrow(values: Any) -> Any:
+    """What lies in a GPU's memory, as its engine has it; see `on_gpu`.
+
+    Raises
+    ------
+    DeviceError
+    """
+    gpu = _gpu()
+    gpu.compat.require_gpu()
+    return gpu.borrow(values)
 
 
 def describe_gpu() -> str:
@@ -89,6 +126,7 @@ def open_session(
     batch_rows: int,
     update_rows: int | None = None,
     threads: int | None = None,
+    precision: str | None = None,
 ) -> Any:
     """A network at work on a device, as a context manager; ``theta`` and ``moving`` are copied.
 
@@ -106,6 +144,8 @@ def open_session(
         Samples of one update; None for ``batch_rows``.
     threads : int or None
         None lets the engine choose; for the CPU.
+    precision : str or None
+        One of ``PRECISIONS``, for the GPU; None for that of the network.
 
     Raises
     ------
@@ -114,5 +154,5 @@ def open_session(
     """
     device = choice("device", device, DEVICES)
     if device == "cuda" or (device == "auto" and _gpu_wins(topology, update_rows or batch_rows)):
-        return _gpu().Session(topology, theta, moving, batch_rows, update_rows)
+        return _gpu().Session(topology, theta, moving, batch_rows, update_rows, precision)
     return Session(topology, theta, moving, batch_rows, update_rows, threads)

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import custom, io, parameters, validation
-from .backend import Data, Session, Topology, Update, open_session
+from .backend import DEVICES, PRECISIONS, Data, Session, Topology, Update, borrow, on_gpu, open_session
 from .callbacks import Callback, Controls, PlainCallback, Reduction, WeightAveraging
 from .custom import Activation
 from .history import History
@@ -293,6 +293,7 @@ class MLP:
         callbacks: Sequence[Callback | Callable[[History], Any]] = (),
         threads: int | None = None,
         device: str = "cpu",
+        precision: str | None = None,
         progress: bool | None = None,
     ) -> History:
         """Train for a number of epochs.
@@ -300,8 +301,10 @@ class MLP:
         Parameters
         ----------
         X : (n_samples, n_in) array
+            What NumPy can see as an array, or, for device "cuda", an array in the GPU's memory (CuPy, PyTorch, JAX,
+            Numba: by the CUDA array interface or DLPack), which is not copied through the host.
         y : array
-            Targets as the loss wants them: (n_samples, n_out), (n_samples,) for a single output, or integer labels
+            Likewise. Targets as the loss wants them: (n_samples, n_out), (n_samples,) for a single output, or integer labels
             (n_samples,) for "cross_entropy".
         sample_weight : (n_samples,) array, optional
             At least 0; losses become weighted means.
@@ -342,6 +345,9 @@ class MLP:
         device : {"cpu", "cuda", "auto"}
             "cuda" is an NVIDIA GPU; "auto" takes it where there is one and it should be faster. Results differ between
             devices by rounding alone.
+        precision : {"tf32", "bf16"}, optional
+            On a GPU, multiply float32 matrices by tensor cores, which round their operands to 11 or 8 binary digits and
+            add up in float32; parameters, updates and all else stay float32.
         progress : bool, optional
             Show a progress bar; None shows it on a terminal only.
 
@@ -380,7 +386,7 @@ class MLP:
         if class_weight is not None:
             n_out = self.layer_sizes[-1]
             data = data._replace(
-                weight=validation.class_weights(class_weight, data.labels, data.weight, n_out, self.dtype)
+                weight=validation.class_weights(class_weight, np.asarray(data.labels), data.weight, n_out, self.dtype)
             )
         held_out = None
         if validation_data is not None:
@@ -394,6 +400,18 @@ class MLP:
                     f"validation_data must be (X, y) or (X, y, sample_weight), it has {len(validation_data)} entries"
                 )
             held_out = self._data(*validation_data, prefix="validation_data's ")
+        validation.choice("device", device, DEVICES)
+        if device == "cpu" and (validation.is_resident(data.X) or (held_out and validation.is_resident(held_out.X))):
+            raise ValueError("X lies in a GPU's memory, out of reach of device 'cpu': it must be 'cuda'")
+        if precision is not None:
+            validation.choice("precision", precision, PRECISIONS)
+            if device != "cuda" or self.dtype != np.float32:
+                raise ValueError(
+                    f"precision {precision!r} is for dtype 'float32' on device 'cuda', they are {self.dtype.name!r} and "
+                    f"{device!r}"
+                )
+        if validation.is_resident(data.X):
+            device = "cuda"
         chosen = choose(metrics, self._loss.targets)
         if chosen and held_out is None:
             raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
@@ -412,7 +430,9 @@ class MLP:
                 steps=steps is not None,
                 **{"a callback between updates": averaging is not None or any(c.every for c in watchers)},
             )
-            return self._minimize(optimizer, data, epochs, held_out, chosen, watchers, threads, device, history)
+            return self._minimize(
+                optimizer, data, epochs, held_out, chosen, watchers, (threads, device, precision), history
+            )
         slots, step = optimizer.state(self.n_parameters, self.dtype)
         groups = optimizer.groups(self._topology)
         batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
@@ -425,7 +445,7 @@ class MLP:
         if averaging is not None:
             decay = math.inf if averaging.decay is None else averaging.decay
             update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
-        with self._session(batch_rows, update_rows, threads, device) as session:
+        with self._session(batch_rows, update_rows, threads, device, precision) as session:
             session.start(
                 data,
                 update,
@@ -464,13 +484,12 @@ class MLP:
         held_out: Data | None,
         metrics: dict[str, Choice],
         callbacks: Sequence[Callback],
-        threads: int | None,
-        device: str,
+        where: tuple[int | None, str, str | None],
         history: History,
     ) -> History:
         """Train by a method that looks at all samples at once."""
         n_samples = len(data.X)
-        with self._session(n_samples, None, threads, device) as session:
+        with self._session(n_samples, None, *where) as session:
 
             def loss_and_gradients(theta: np.ndarray) -> tuple[float, np.ndarray]:
                 session.load(theta.astype(self.dtype))
@@ -585,7 +604,7 @@ class MLP:
         ValueError, TypeError
         """
         data = self._data(X, y, sample_weight)
-        with self._session(len(data.X)) as session:
+        with self._session_for(data.X, len(data.X)) as session:
             return session.gradients(data)
 
     def forward(self, X: Any) -> np.ndarray:
@@ -596,7 +615,7 @@ class MLP:
         ValueError, TypeError
         """
         X = self._samples(X)
-        with self._session(min(EVALUATION_ROWS, len(X))) as session:
+        with self._session_for(X, min(EVALUATION_ROWS, len(X))) as session:
             return session.forward(X)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -631,7 +650,7 @@ class MLP:
             metrics = ["accuracy"] if self._loss.targets in CLASSES else []
         chosen = choose(metrics, self._loss.targets)
         data = self._data(X, y, sample_weight)
-        with self._session(min(EVALUATION_ROWS, len(data.X))) as session:
+        with self._session_for(data.X, min(EVALUATION_ROWS, len(data.X))) as session:
             return self._scores(session, data, chosen)
 
     def _scores(self, session: Session, data: Data, chosen: dict[str, Choice]) -> dict[str, float]:
@@ -640,12 +659,12 @@ class MLP:
         if chosen:
             z = session.forward(data.X)
             predictions = self._loss.link(z)
-            targets = data.labels if data.labels.size else data.targets
+            targets = np.asarray(data.labels if data.labels.size else data.targets)
             if self._loss.pairs:
                 z, predictions, targets = z[:, ::2], predictions[:, ::2], targets[:, ::2]
             if self._loss.targets == "labels" and targets.ndim == 2:
                 targets = targets.argmax(axis=1)
-            weight = data.weight if data.weight.size else None
+            weight = np.asarray(data.weight) if data.weight.size else None
             result |= scores(chosen, targets, z, predictions, weight)
         return result
 
@@ -712,21 +731,46 @@ class MLP:
         return {name.format(k): tensor for name, tensors in names.items() for k, tensor in enumerate(tensors)}
 
     def _session(
-        self, batch_rows: int, update_rows: int | None = None, threads: int | None = None, device: str = "cpu"
+        self,
+        batch_rows: int,
+        update_rows: int | None = None,
+        threads: int | None = None,
+        device: str = "cpu",
+        precision: str | None = None,
     ) -> Session:
-        return open_session(device, self._topology, self._theta, self._moving, batch_rows, update_rows, threads)
+        network = self._topology, self._theta, self._moving
+        return open_session(device, *network, batch_rows, update_rows, threads, precision)
 
-    def _samples(self, X: Any, name: str = "X") -> np.ndarray:
+    def _session_for(self, X: Any, batch_rows: int) -> Session:
+        """One that works where the samples lie."""
+        return self._session(batch_rows, device="cuda" if validation.is_resident(X) else "cpu")
+
+    def _samples(self, X: Any, name: str = "X") -> Any:
+        if on_gpu(X):
+            X = borrow(X)
         return validation.samples(name, X, self.layer_sizes[0], self.dtype, self.feature_mean, self.feature_scale)
 
     def _data(self, X: Any, y: Any, sample_weight: Any = None, *, prefix: str = "") -> Data:
         X = self._samples(X, f"{prefix}X")
         n_outputs = 2 if self._loss.pairs else 1
+        there = borrow(y) if on_gpu(y) else None
         targets, labels = validation.targets(
-            f"{prefix}y", y, self._loss.targets, len(X), self.layer_sizes[-1] // n_outputs, self.dtype
+            f"{prefix}y",
+            y if there is None else np.asarray(there),
+            self._loss.targets,
+            len(X),
+            self.layer_sizes[-1] // n_outputs,
+            self.dtype,
         )
         if self._loss.pairs:
             targets = validation.canonical(np.repeat(targets, 2, axis=1), self.dtype)
+        elif there is not None and validation.is_resident(X):
+            # What was copied to the host was for the checks alone.
+            targets, labels = (
+                there.converted(part.dtype, pad=False) if part.size else part for part in (targets, labels)
+            )
+        if on_gpu(sample_weight):
+            sample_weight = np.asarray(borrow(sample_weight))
         weight = validation.weights(f"{prefix}sample_weight", sample_weight, len(X), self.dtype)
         return Data(X, targets, labels, weight, np.zeros(0, np.int64))
 

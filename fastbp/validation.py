@@ -163,6 +163,11 @@ def words(name: str, value: Any) -> None:
         raise TypeError(f"{name} must be a dict of strings to strings, it is {value!r}")
 
 
+def is_resident(values: Any) -> bool:
+    """Whether these are numbers in a GPU's memory, as its engine has them."""
+    return hasattr(values, "first_not_finite")
+
+
 def numeric(name: str, values: Any) -> np.ndarray:
     """``values`` as an array of real numbers, not copied where it is one.
 
@@ -171,7 +176,7 @@ def numeric(name: str, values: Any) -> np.ndarray:
     TypeError
     """
     try:
-        array = np.asarray(values)
+        array = values if is_resident(values) else np.asarray(values)
     except ValueError as error:
         raise TypeError(f"{name} must be an array of numbers; it is ragged: {error}") from error
     if array.dtype.kind not in "biuf":
@@ -187,9 +192,13 @@ def finite(name: str, array: np.ndarray) -> np.ndarray:
     ValueError
         Names the first offender.
     """
-    ok = np.isfinite(array)
-    if not ok.all():
-        place = ", ".join(str(k) for k in np.unravel_index(int(np.argmin(ok)), array.shape))
+    if is_resident(array):
+        first = array.first_not_finite()
+    else:
+        ok = np.isfinite(array)
+        first = None if ok.all() else int(np.argmin(ok))
+    if first is not None:
+        place = ", ".join(str(k) for k in np.unravel_index(first, array.shape))
         raise ValueError(
             f"{name} must hold finite numbers of type {array.dtype}; it holds NaN, infinity or a number too large "
             f"for that type at [{place}]"
@@ -228,6 +237,8 @@ def samples(
         raise ValueError(f"{name} must have shape (n_samples, {n_in}), it has shape {X.shape}")
     if len(X) == 0:
         raise ValueError(f"{name} must hold at least one sample, it has shape {X.shape}")
+    if is_resident(X):
+        return finite(name, X.converted(dtype, mean, scale))
     if mean is not None and scale is not None:
         X = (X - mean) / scale
     return finite(name, canonical(X, dtype))

@@ -22,3 +22,22 @@ def rng(request):
 def quiet_compilation():
     """Which test compiles first is chance; the notice is tested in processes of its own."""
     fastbp.backend._Notice.said = True
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: hasattr(item.module, "PROGRAMS"))
+
+
+def programs_of(session):
+    return {program for item in session.items for program in getattr(item.module, "PROGRAMS", ())}
+
+
+def pytest_collection_finish(session):
+    if not session.config.option.collectonly:
+        for program in programs_of(session):
+            program.start()
+
+
+def pytest_sessionfinish(session):
+    for program in programs_of(session) if hasattr(session, "items") else ():
+        program.stop()

@@ -23,7 +23,7 @@ from numba.cuda.typing.typeof import typeof
 from twins import CASES, PLAIN
 
 import fastbp
-from fastbp.kernels.cuda import compat, session
+from fastbp.kernels.cuda import compat, resident, session
 
 ARCHITECTURES = ("sm_80", "sm_90")
 
@@ -40,6 +40,9 @@ class StandIn:
 
     def __getitem__(self, key):
         return StandIn(self.array[key])
+
+    def is_c_contiguous(self):
+        return False
 
     def copy_to_device(self, array, stream):
         pass
@@ -63,8 +66,8 @@ def type_of(argument):
     return types.int64 if isinstance(argument, (int, np.integer)) else typeof(argument)
 
 
-def launch(self, make, settings, grid, *args, threads=session.THREADS):
-    kernel = session.find_kernel(make, self._dtype, *settings)
+def launch(which, grid, threads, stream, *args):
+    kernel = compat.find_kernel(*which)
     found.setdefault((kernel.py_func.__name__, tuple(map(type_of, args))), kernel)
     events["kernels"] += 1
     events["calls of the driver"] += 1
@@ -86,13 +89,15 @@ class Graph:
 
 events, found = Counter(), {}
 numba.cuda.dispatcher.get_current_device = Device
-compat.require_gpu = lambda: None
+compat.require_gpu = lambda *oldest: None
 compat.n_multiprocessors = lambda: 132
 compat.new_stream = Stream
 compat.to_device = lambda array, stream: StandIn(np.ascontiguousarray(array))
+compat.address = lambda array: 0
+compat.empty = lambda size, dtype: StandIn(np.zeros(size, dtype))
 compat.zeros = lambda size, dtype, stream: StandIn(np.zeros(max(size, 1), dtype))
 compat.Graph = Graph
-session.Session._launch = launch
+compat.launch = launch
 
 
 def train(sizes, n_samples, dtype, of_network=None, **of_fit):
@@ -111,15 +116,21 @@ def train(sizes, n_samples, dtype, of_network=None, **of_fit):
 
 def visit_all():
     """Launch every kernel once or more: all options, products of all sizes, steps of all kinds."""
-    options = [case for name, case in CASES.items() if not name.startswith(("activation", "loss", "optimizer", "custom"))]
+    options = [
+        case for name, case in CASES.items() if not name.startswith(("activation", "loss", "optimizer", "custom"))
+    ]
     for dtype in ("float32", "float64"):
         for of_network, of_fit in options:
             of_network = {k: v for k, v in (PLAIN | of_network).items() if k not in ("weighted", "soft")}
             sizes, n_samples = of_network.pop("sizes"), of_network.pop("n_samples")
             if "cross_entropy" not in str(of_network.get("loss")):
                 train(sizes, n_samples, dtype, of_network, **{"epochs": 1} | of_fit | {"optimizer": "sgd"})
-        for sizes, batch_size in (((1024, 1024, 1024), 4096), ((64, 64, 64), 1 << 16), ((64, 64, 64), 64)):
-            train(sizes, batch_size, dtype, batch_size=batch_size, epochs=1)
+        of_all_sizes = ((1024, 1024, 1024), 4096), ((512, 512, 512), 128), ((64, 64, 64), 1 << 16), ((4, 4, 4), 8)
+        for sizes, batch_size in of_all_sizes:
+            for precision in (None, "tf32", "bf16") if dtype == "float32" else (None,):
+                train(sizes, batch_size, dtype, batch_size=batch_size, epochs=1, precision=precision)
+        there = resident.Resident(StandIn(np.zeros((5, 3), dtype)))
+        there.converted(np.dtype(dtype)).first_not_finite()
         net = fastbp.MLP((4, 9, 2), dtype=dtype)
         with session.Session(net._topology, net.theta, net._moving, 8) as at_work:
             at_work.gradients(net._data(np.zeros((8, 4)), np.zeros((8, 2))))
@@ -146,6 +157,7 @@ def assemble(name, kernel, signature, folder):
             "spilled": int(re.search(r"(\d+) bytes spill stores", entry)[1]),
             "global loads of 128 bits": len(re.findall(r"\bLDG?\.E\S*\.128", sass)),
             "shared loads of 128 bits": len(re.findall(r"\bLDS\S*\.128", sass)),
+            "tensor instructions": sorted(set(re.findall(r"\b\wMMA\S*", sass))),
         }
     return result
 

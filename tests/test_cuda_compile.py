@@ -5,13 +5,15 @@ from __future__ import annotations
 import importlib.util
 import json
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from background import Program
 
-pytestmark = pytest.mark.skipif(importlib.util.find_spec("numba_cuda") is None, reason="numba-cuda is not installed")
+if importlib.util.find_spec("numba_cuda") is None:
+    pytest.skip("numba-cuda is not installed", allow_module_level=True)
+
+PROGRAMS = [Program("specialisations.py")]
 ARCHITECTURES = ("sm_80", "sm_90")
 #: Registers of a multiprocessor, and the most that a thread can have.
 REGISTERS, MOST_REGISTERS = 65536, 255
@@ -20,10 +22,7 @@ TILES = ("forward", "delta", "gradient", "fused_step")
 
 @pytest.fixture(scope="module")
 def report():
-    program = Path(__file__).with_name("specialisations.py")
-    done = subprocess.run([sys.executable, program], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout)
+    return json.loads(PROGRAMS[0].output())
 
 
 def compiled(report):
@@ -56,9 +55,9 @@ def test_a_block_finds_its_registers(report):
 
 
 def test_float32_kernels_have_no_double_precision(report):
-    """But for the one that prepares the optimizer's scalars, once in a turn."""
+    """But for those that prepare the optimizer's scalars, once in a turn, and standardise samples, once in all."""
     doubles = {name for name, _, kernel in compiled(report) if "float32" in name and kernel["doubles"]}
-    assert doubles == {"prepare_float32"}
+    assert doubles == {"prepare_float32", "convert_float32"}
 
 
 def test_tiles_are_loaded_by_128_bits(report):
@@ -66,7 +65,20 @@ def test_tiles_are_loaded_by_128_bits(report):
     assert len(tiles) >= 2 * 2 * 2 * len(TILES)
     for name, architecture, kernel in tiles:
         assert kernel["global loads of 128 bits"] >= 2, (name, architecture)
-        assert kernel["shared loads of 128 bits"] >= 32, (name, architecture)
+        if precision_of(name) is None:
+            assert kernel["shared loads of 128 bits"] >= 32, (name, architecture)
+
+
+def test_tensor_cores_multiply_in_the_tiles_of_their_precision(report):
+    tiles = [(name, kernel) for name, _, kernel in compiled(report) if name.startswith(TILES)]
+    assert {precision_of(name) for name, _ in tiles} == {None, "tf32", "bf16"}
+    for name, kernel in tiles:
+        instructions = {None: [], "tf32": ["HMMA.1688.F32.TF32"], "bf16": ["HMMA.16816.F32.BF16"]}
+        assert kernel["tensor instructions"] == instructions[precision_of(name)], name
+
+
+def precision_of(name):
+    return next((precision for precision in ("tf32", "bf16") if precision in name), None)
 
 
 def per_step(report, way, key):

@@ -1,27 +1,22 @@
-"""Tensor cores: what each lane holds, what is compiled, and products in numba-cuda's simulator."""
+"""Tensor cores: what each lane holds, and products in numba-cuda's simulator."""
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
-import re
-import shutil
-import subprocess
 import sys
-from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from background import Program
 
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-from numba import cuda, float32, int64
+from numba import float32
 
 from fastbp.kernels.cuda import compat, ptx
-from fastbp.kernels.cuda.tensor import PAD, PRECISIONS, TENSOR_TILES, TensorTile, make_tensor_product
+from fastbp.kernels.cuda.tensor import PAD, PRECISIONS, TENSOR_TILES, TensorTile
 
 # Of a lane, as the PTX ISA says: group and thread in it; then row and column of number i in A and B, by precision.
 GROUP, THREAD = np.divmod(np.arange(ptx.WARP)[:, None], 4)
@@ -35,16 +30,14 @@ LAYOUTS = {
         lambda i: (THREAD * 2 + i % 2 + 8 * (i >= 2), GROUP + 0 * i),
     ),
 }
-INSTRUCTIONS = {
-    "tf32": ("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", "HMMA.1688.F32.TF32"),
-    "bf16": ("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", "HMMA.16816.F32.BF16"),
-}
 # Digits that are kept, and how: of two nearest numbers, the one further from zero, or the even one.
 ROUNDING = {"tf32": (11, lambda m: np.copysign(np.floor(np.abs(m) + 0.5), m)), "bf16": (8, np.rint)}
 TOLERANCE = {"tf32": 1e-3, "bf16": 1e-2}
 # Left and right operand along the tile: forward pass, delta, gradient.
 ORIENTATIONS = ((False, True), (False, False), (True, True))
-NAMES = [f"{tile.rows}x{tile.columns}" for tile in TENSOR_TILES]
+TILES = TENSOR_TILES["tf32"]  # of the same shapes for both
+PROGRAMS = [Program(__file__, json.dumps(TENSOR_TILES["bf16"]), NUMBA_ENABLE_CUDASIM="1")]
+NAMES = [f"{tile.rows}x{tile.columns}" for tile in TILES]
 
 
 def emulate_mma(a, b, precision):
@@ -76,16 +69,16 @@ def test_fragments_hold_every_number_once(precision, rng):
     np.testing.assert_allclose(C, A.reshape(ptx.ROWS, -1) @ B.reshape(-1, ptx.COLUMNS))
 
 
-@pytest.mark.parametrize("tile", TENSOR_TILES, ids=NAMES)
+@pytest.mark.parametrize("tile", TILES, ids=NAMES)
 def test_no_two_lanes_read_from_one_bank(tile):
     in_a, in_b = ([place(lane, 0) for lane in range(ptx.WARP)] for place in (ptx.place_a, ptx.place_b))
     assert len({(word * (tile.rows + PAD) + row) % 32 for row, word in in_a}) == ptx.WARP
     assert len({(word * (tile.columns + PAD) + column) % 32 for word, column in in_b}) == ptx.WARP
 
 
-def make_kernel(tile, precision, left_along, right_along):
+def make_kernel(tile, left_along, right_along):
     """out = left @ right; samples are in ``left`` by ``order``, and its last row is ones if it lies along the tile."""
-    product = make_tensor_product(np.dtype(np.float32), tile, precision, left_along, right_along, left_along)
+    product = tile.product(np.dtype(np.float32), left_along, right_along, left_along)
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
     n_shared, n_sums, zero = tile.shared, tile.n_sums, np.float32(0)
@@ -116,59 +109,15 @@ def make_kernel(tile, precision, left_along, right_along):
     return multiply
 
 
-def find_tool(name):
-    """A program of the CUDA toolkit, on the path or from a wheel."""
-    nvidia = importlib.util.find_spec("nvidia")
-    wheels = nvidia.submodule_search_locations if nvidia else []
-    return shutil.which(name) or next((path for root in wheels for path in Path(root).glob(f"*/bin/{name}")), None)
-
-
-@pytest.mark.skipif(compat.SIMULATED or find_tool("ptxas") is None, reason="nothing to compile with")
-@pytest.mark.parametrize("tile", TENSOR_TILES, ids=NAMES)
-@pytest.mark.parametrize("orientation", ORIENTATIONS)
-@pytest.mark.parametrize("precision", PRECISIONS)
-def test_compiled_for_tensor_cores_without_spills(monkeypatch, tmp_path, precision, orientation, tile):
-    device = SimpleNamespace(compute_capability=(8, 0))
-    monkeypatch.setattr("numba.cuda.dispatcher.get_current_device", lambda: device)
-    array, two = float32[::1], (int64, int64)
-    signature = (array, array, *two, array, *two, int64[::1], *two, *two)
-    text, _ = cuda.compile(
-        make_kernel(tile, precision, *orientation).py_func,
-        signature,
-        cc=device.compute_capability,
-        device=False,
-        abi="numba",
-        launch_bounds=(tile.threads, 1),
-    )
-    in_ptx, in_sass = INSTRUCTIONS[precision]
-    assert in_ptx in text
-    assert ".f64" not in text
-    source = tmp_path / "kernel.ptx"
-    source.write_text(text)
-    for architecture in ("sm_80", "sm_90"):
-        binary = tmp_path / f"{architecture}.cubin"
-        command = [find_tool("ptxas"), "-v", f"-arch={architecture}", "-o", binary, source]
-        report = subprocess.run(command, check=True, capture_output=True, text=True).stderr
-        assert "0 bytes stack frame, 0 bytes spill stores, 0 bytes spill loads" in report
-        assert int(re.search(r"Used (\d+) registers", report)[1]) <= 255
-        assert int(re.search(r"(\d+) bytes smem", report)[1]) <= 48 << 10
-        if find_tool("nvdisasm"):
-            command = [find_tool("nvdisasm"), "-c", binary]
-            assert in_sass in subprocess.run(command, check=True, capture_output=True, text=True).stdout
-
-
 def test_products_in_the_simulator():
-    program = [sys.executable, __file__, json.dumps(TENSOR_TILES)]
-    environment = os.environ | {"NUMBA_ENABLE_CUDASIM": "1"}
-    output = subprocess.run(program, env=environment, check=True, stdout=subprocess.PIPE, text=True).stdout
-    results = [json.loads(line) for line in output.splitlines()]
-    assert len(results) == len(ORIENTATIONS) * len(PRECISIONS) + len(TENSOR_TILES)
+    results = [json.loads(line) for line in PROGRAMS[0].output().splitlines()]
+    assert len(results) == len(ORIENTATIONS) * len(PRECISIONS) + len(TILES)
     for precision, of_rounded, of_exact in results:
         assert of_rounded < 1e-6
         assert of_exact < TOLERANCE[precision]
 
 
-def simulate(rng, tile, precision, left_along, right_along, rows, columns):
+def simulate(rng, tile, left_along, right_along, rows, columns):
     """Print how far a product is from that of the rounded operands, and from the exact one."""
     begin, end = 3 if left_along else 0, 37
     left, right = rng.standard_normal((rows, end), np.float32), rng.standard_normal((end, columns), np.float32)
@@ -181,7 +130,7 @@ def simulate(rng, tile, precision, left_along, right_along, rows, columns):
     flat, right_stride = lay_out(right if right_along else right.T)
     out = np.full(rows * columns, np.nan, np.float32)
     grid = -(-columns // tile.columns), -(-rows // tile.rows)
-    make_kernel(tile, precision, left_along, right_along)[grid, tile.threads](
+    make_kernel(tile, left_along, right_along)[grid, tile.threads](
         out,
         samples.ravel(),
         left_stride,
@@ -195,6 +144,7 @@ def simulate(rng, tile, precision, left_along, right_along, rows, columns):
         begin,
         end,
     )
+    precision = tile.precision
     out, left, right = out.reshape(rows, columns), left[:, begin:end], right[begin:end]
     of_rounded = relative_error(out, rounded(left, precision) @ rounded(right, precision))
     of_exact = relative_error(out, left.astype(float) @ right)
@@ -225,10 +175,10 @@ def main():
     rng = np.random.default_rng(0)
     for precision in PRECISIONS:
         for orientation in ORIENTATIONS:
-            simulate(rng, TENSOR_TILES[0], precision, *orientation, 21, 13)
+            simulate(rng, TENSOR_TILES[precision][0], *orientation, 21, 13)
     for tile in json.loads(sys.argv[1]):  # those that GPUs run
         tile = TensorTile(*tile)
-        simulate(rng, tile, "bf16", *ORIENTATIONS[0], tile.rows - 3, tile.columns - 5)
+        simulate(rng, tile, *ORIENTATIONS[0], tile.rows - 3, tile.columns - 5)
 
 
 if __name__ == "__main__":

@@ -72,7 +72,10 @@ CASES: dict[str, tuple[dict, dict]] = {
     "steps": ({}, {"steps": 5}),
     "rates by layer": ({}, {"optimizer": fastbp.AdamW(layer_rates=(0.5, 2.0), weight_decay=0.1)}),
     "a rate for each update": ({}, {"schedule": fastbp.schedules.OneCycle()}),
-    "custom activation": ({"custom": {"activation": ("tanh", fastbp.Activation(lambda z: z * z, lambda z: 2 * z))}}, {}),
+    "custom activation": (
+        {"custom": {"activation": ("tanh", fastbp.Activation(lambda z: z * z, lambda z: 2 * z))}},
+        {},
+    ),
     "custom loss": (
         {"custom": {"loss": fastbp.Loss(lambda z, t: (z - t) ** 2, lambda z, t: 2 * (z - t))}},
         {"optimizer": "sgd"},
@@ -103,7 +106,12 @@ def train(case, device, settings):
     net = case.net
     history = net.fit(case.X, case.y, sample_weight=case.weight, device=device, progress=False, **settings)
     state, step = settings["optimizer"].state(net.n_parameters, net.dtype)
-    return {"theta": net.theta, "loss": np.array(history.loss), "state": state.ravel(), "moving": net._moving.ravel()}, step
+    return {
+        "theta": net.theta,
+        "loss": np.array(history.loss),
+        "state": state.ravel(),
+        "moving": net._moving.ravel(),
+    }, step
 
 
 def difference(name, dtype):

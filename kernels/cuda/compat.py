@@ -1,5 +1,6 @@
 """All contact with numba-cuda, but for the instructions in ``ptx.py``: compilation, memory, launches, the simulator."""
 
+import functools
 import math
 import sys
 import threading
@@ -117,6 +118,19 @@ def is_marked(function: Any) -> bool:
     return id(function) in _of_user
 
 
+@functools.cache
+def find_kernel(make: Callable, dtype: np.dtype, *settings: Any) -> Any:
+    """The kernel that ``make(dtype, *settings, name)`` gives; one with a function of the user's has no name."""
+    words = [make.__name__.removeprefix("make_"), dtype.name]
+    words += ["x".join(map(str, s)) if isinstance(s, tuple) else s for s in settings if isinstance(s, (tuple, str))]
+    return make(dtype, *settings, None if any(map(is_marked, settings)) else "_".join(words))
+
+
+def launch(which: tuple, grid: int | tuple[int, int], threads: int, stream: Any, *args: Any) -> None:
+    """Launch the kernel that `find_kernel` finds by ``which``."""
+    find_kernel(*which)[grid, threads, stream](*args)
+
+
 def numba_type(dtype) -> Any:
     return from_dtype(np.dtype(dtype))
 
@@ -137,13 +151,13 @@ def describe() -> str:
     return f"{name}, compute capability {capability}, {free / 2**30:.1f} of {total / 2**30:.1f} GiB free"
 
 
-def find() -> Any:
+def find(oldest: tuple[int, int] = OLDEST) -> Any:
     """The current GPU.
 
     Raises
     ------
     DeviceError
-        If there is none that kernels can run on.
+        If there is none of at least this compute capability.
     """
     try:
         found = _cuda.get_current_device()
@@ -153,18 +167,17 @@ def find() -> Any:
             f"device 'cuda' needs an NVIDIA GPU with its driver, and none can be used: {cause}; "
             "install the driver, or take device 'cpu'"
         ) from None
-    if found.compute_capability < OLDEST:
-        raise DeviceError(
-            f"device 'cuda' needs compute capability {OLDEST[0]}.{OLDEST[1]} or newer, this GPU has "
-            f"{'.'.join(map(str, found.compute_capability))}; take device 'cpu'"
-        )
+    if found.compute_capability < oldest:
+        here, wanted = (".".join(map(str, pair)) for pair in (found.compute_capability, oldest))
+        other = "device 'cpu'" if oldest == OLDEST else "precision None"
+        raise DeviceError(f"this needs compute capability {wanted} or newer, the GPU has {here}; take {other}")
     return found
 
 
-def require_gpu() -> None:
-    """Raise DeviceError unless kernels can run."""
+def require_gpu(oldest: tuple[int, int] = OLDEST) -> None:
+    """Raise DeviceError unless kernels can run that need this compute capability."""
     if not SIMULATED:
-        find()
+        find(oldest)
 
 
 def is_there() -> bool:
@@ -204,6 +217,36 @@ def new_stream() -> Any:
 
 def to_device(array: np.ndarray, stream: Any) -> Any:
     return _cuda.to_device(np.ascontiguousarray(array), stream=stream)
+
+
+def as_device_array(values: Any) -> Any:
+    """A view of what others hold in the GPU's memory; there is no copy, and what holds it is kept alive.
+
+    Of objects with both, the CUDA array interface is taken before DLPack.
+    """
+    if hasattr(values, "__cuda_ndarray__"):
+        return values
+    if hasattr(values, "__cuda_array_interface__"):
+        return _cuda.as_cuda_array(values)
+    from cuda.core.utils import StridedMemoryView
+
+    stream = new_stream()
+    view = StridedMemoryView(values, stream_ptr=int(stream.handle))
+    stream.synchronize()
+    strides = view.strides and tuple(step * view.dtype.itemsize for step in view.strides)
+    interface = {
+        "version": 3,
+        "shape": tuple(view.shape),
+        "strides": strides,
+        "typestr": view.dtype.str,
+        "data": (view.ptr, view.readonly),
+    }
+    return _cuda.from_cuda_array_interface(interface, owner=view)
+
+
+def address(array: Any) -> int:
+    """Where an array begins."""
+    return 0 if SIMULATED else int(array.__cuda_array_interface__["data"][0])
 
 
 def empty(size: int, dtype: Any) -> Any:

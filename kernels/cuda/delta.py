@@ -7,9 +7,10 @@ from ..elementary import exp, log
 from ..losses import LOSSES
 from .compat import cuda, device_function, kernel, numba_type, select
 from .forward import LANES, POSITION, STEP, THREADS
-from .gemm import Tile, make_product
+from .gemm import Tile
 from .layers import over_block, over_lanes
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STRIDE_IN, STRIDE_OUT, W
+from .tensor import TensorTile
 
 
 def with_delta(row):
@@ -94,7 +95,21 @@ def make_output_delta(dtype, loss_of, name: str | None):
 
     @kernel(THREADS, name)
     def output_delta(
-        network, memory, samples, cursor, step, update_rows, first, n_rows, depth, loss, setting, options, weights, losses, part
+        network,
+        memory,
+        samples,
+        cursor,
+        step,
+        update_rows,
+        first,
+        n_rows,
+        depth,
+        loss,
+        setting,
+        options,
+        weights,
+        losses,
+        part,
     ):
         """``losses`` (updates, parts) receives the sum over each block's rows from ``part`` on; ``weights`` has the
         weight of each update; the others are those of `make_output_row`.
@@ -104,7 +119,19 @@ def make_output_delta(dtype, loss_of, name: str | None):
         row, number = cuda.blockIdx.x * rows + thread // LANES, cursor[STEP] + step
         position = cursor[POSITION] + step * update_rows + first + row
         own = output_row(
-            network, memory, samples, position, row, row < n_rows, depth, loss, setting, options, weights[number], shared, thread
+            network,
+            memory,
+            samples,
+            position,
+            row,
+            row < n_rows,
+            depth,
+            loss,
+            setting,
+            options,
+            weights[number],
+            shared,
+            thread,
         )
         own = over_block(shared, thread, own)
         if thread == 0:
@@ -113,9 +140,9 @@ def make_output_delta(dtype, loss_of, name: str | None):
     return output_delta
 
 
-def make_delta_tile(dtype, tile: Tile) -> Callable:
+def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
     """A device function: one tile of the delta at a dense layer's input, up to row ``end_row``."""
-    product = make_product(dtype, tile, left_along=False, right_along=False)
+    product = tile.product(dtype, left_along=False, right_along=False)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
@@ -145,7 +172,7 @@ def make_delta_tile(dtype, tile: Tile) -> Callable:
     return device_function(delta_tile)
 
 
-def make_delta(dtype, tile: Tile, name: str):
+def make_delta(dtype, tile: Tile | TensorTile, name: str):
     """Back through one dense layer; a grid of column tiles by row tiles of its input."""
     real = numba_type(dtype)
     n_sums, n_shared = tile.n_sums, tile.shared

@@ -9,7 +9,7 @@ from ..activations import ACTIVATIONS
 from ..elementary import cos, log
 from ..random import fold, uniform
 from .compat import SIMULATED, cuda, device_function, kernel, numba_type, select
-from .gemm import Tile, make_product
+from .gemm import Tile
 from .layout import (
     ACTIVATION,
     DROPOUT,
@@ -23,9 +23,12 @@ from .layout import (
     STRIDE_OUT,
     W,
 )
+from .tensor import TensorTile
 
 #: Threads of a block of kernels that go through numbers one by one, and of these, those that share a row.
 THREADS, LANES = (4, 2) if SIMULATED else (256, 32)
+#: Blocks of kernels that go on with the numbers after theirs, at most.
+MOST_BLOCKS = 3 if SIMULATED else 2048
 #: Bytes that masks are drawn by, as the other engine lays them out.
 LINE_BYTES = 64
 
@@ -84,18 +87,20 @@ def make_finish(dtype, activate: Callable) -> Callable:
     return device_function(finish)
 
 
-def make_forward_tile(dtype, tile: Tile, finish: Callable) -> Callable:
+def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Callable:
     """A device function: one tile of a dense layer's output.
 
     ``rows`` is the chunk's first row within the update, the tile's first row, and the row it ends before at the latest;
     ``from_samples``: the input is X, not a node.
     """
-    product = make_product(dtype, tile, left_along=False, right_along=True)
+    product = tile.product(dtype, left_along=False, right_along=True)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    def forward_tile(network, memory, samples, start, key, rows, first_column, depth, from_samples, training, shared, sums):
+    def forward_tile(
+        network, memory, samples, start, key, rows, first_column, depth, from_samples, training, shared, sums
+    ):
         thread = cuda.threadIdx.x
         first, first_row, end_row = rows
         for i in range(n_sums):
@@ -123,7 +128,7 @@ def make_forward_tile(dtype, tile: Tile, finish: Callable) -> Callable:
     return device_function(forward_tile)
 
 
-def make_forward(dtype, tile: Tile, finish: Callable, name: str | None):
+def make_forward(dtype, tile: Tile | TensorTile, finish: Callable, name: str | None):
     """Of one dense layer; a grid of column tiles by row tiles."""
     real = numba_type(dtype)
     n_sums, n_shared = tile.n_sums, tile.shared

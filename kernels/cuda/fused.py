@@ -12,9 +12,10 @@ from .gemm import Tile
 from .gradient import COLUMN, LAYER, ROW, make_gradient_tile
 from .layers import over_block
 from .layout import N_IN, N_OUT
+from .tensor import TensorTile
 
 
-def make_fused_step(dtype, tile: Tile, finish, loss_of, name: str | None):
+def make_fused_step(dtype, tile: Tile | TensorTile, finish, loss_of, name: str | None):
     """A block for each slice of the rows."""
     real, zero = numba_type(dtype), dtype.type(0)
     n_sums, n_shared, threads = tile.n_sums, tile.shared, tile.threads
@@ -23,7 +24,21 @@ def make_fused_step(dtype, tile: Tile, finish, loss_of, name: str | None):
 
     @kernel(threads, name)
     def fused_step(
-        network, memory, samples, cursor, step, update_rows, first, n_rows, tiles, loss, setting, options, weights, losses, part
+        network,
+        memory,
+        samples,
+        cursor,
+        step,
+        update_rows,
+        first,
+        n_rows,
+        tiles,
+        loss,
+        setting,
+        options,
+        weights,
+        losses,
+        part,
     ):
         shared = cuda.shared.array(n_shared, real)
         sums = cuda.local.array(n_sums, real)
@@ -37,9 +52,7 @@ def make_fused_step(dtype, tile: Tile, finish, loss_of, name: str | None):
             for depth in range(last + 1):
                 for column in range(0, network.layers[depth, N_OUT], tile.columns):
                     rows = first, first_row, end_row
-                    forward_tile(
-                        network, memory, samples, start, key, rows, column, depth, depth == 0, 1, shared, sums
-                    )
+                    forward_tile(network, memory, samples, start, key, rows, column, depth, depth == 0, 1, shared, sums)
                 cuda.syncthreads()
             for begin in range(first_row, end_row, threads // LANES):
                 row = begin + thread // LANES

@@ -2,6 +2,8 @@
 shared memory, the next one while it multiplies the last.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
 from typing import NamedTuple
 
@@ -9,7 +11,7 @@ from numba import int64
 
 from .compat import SIMULATED, cuda, device_function, numba_type
 from .layout import VECTOR
-from .ptx import load4, store4
+from .ptx import load4, store, store4
 
 #: Rows of a slice start in different banks of shared memory.
 PAD = 4
@@ -38,6 +40,10 @@ class Tile(NamedTuple):
     def shared(self) -> int:
         """Numbers in shared memory: two slices of each operand."""
         return 2 * self.depth * (self.rows + self.columns + 2 * PAD)
+
+    def product(self, dtype, left_along: bool, right_along: bool, with_ones: bool = False) -> Product:
+        """Device functions of products by this tile; the arguments are those of `make_product`."""
+        return make_product(dtype, self, left_along, right_along, with_ones)
 
 
 #: By the size of a number: for products that give every multiprocessor its blocks, and for smaller ones.
@@ -140,7 +146,7 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
                 line = (i % part_rows * down + row) * tile.columns + column
                 for g in range(groups):
                     for j in range(VECTOR):
-                        shared[line + g * (tile.columns // groups) + j] = sums[i * size + g * VECTOR + j]
+                        store(shared, line + g * (tile.columns // groups) + j, sums[i * size + g * VECTOR + j])
         cuda.syncthreads()
 
     def place(k, i):
@@ -236,6 +242,6 @@ def _make_put(lines: int, tile: Tile, vectors: int, along: bool) -> Callable:
                 store4(shared, start + number // in_row * line + number % in_row * VECTOR, lanes)
             else:
                 for j in range(VECTOR):
-                    shared[start + (number % in_row * VECTOR + j) * line + number // in_row] = stage[place + j]
+                    store(shared, start + (number % in_row * VECTOR + j) * line + number // in_row, stage[place + j])
 
     return device_function(put)

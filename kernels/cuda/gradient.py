@@ -9,9 +9,10 @@ from collections.abc import Callable
 from ..optimizers import OPTIMIZERS
 from .compat import cuda, device_function, kernel, numba_type, select
 from .forward import POSITION, STEP, THREADS
-from .gemm import Tile, make_product
+from .gemm import Tile
 from .layers import over_block
 from .layout import BIAS, N_IN, NODE_IN, NODE_OUT, STRIDE_IN, STRIDE_OUT, W
+from .tensor import TensorTile
 
 # Columns of the table of tiles: layer, first row and first column.
 LAYER, ROW, COLUMN = range(3)
@@ -21,18 +22,31 @@ FIRST, COUNT, GROUP, PENALISED = range(4)
 CHUNK = 1024
 
 
-def make_gradient_tile(dtype, tile: Tile) -> Callable:
+def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
     """A device function: one tile of a dense layer's gradient over rows ``since`` to ``until``, into ``memory.grad``.
 
     ``first`` and ``from_samples`` are as in the forward pass; a chunk after the first adds to what is there.
     """
-    product = make_product(dtype, tile, left_along=True, right_along=True, with_ones=True)
+    product = tile.product(dtype, left_along=True, right_along=True, with_ones=True)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
     def gradient_tile(
-        network, memory, samples, start, first, since, until, depth, first_row, first_column, into, from_samples, shared, sums
+        network,
+        memory,
+        samples,
+        start,
+        first,
+        since,
+        until,
+        depth,
+        first_row,
+        first_column,
+        into,
+        from_samples,
+        shared,
+        sums,
     ):
         thread = cuda.threadIdx.x
         for i in range(n_sums):
@@ -61,7 +75,7 @@ def make_gradient_tile(dtype, tile: Tile) -> Callable:
     return device_function(gradient_tile)
 
 
-def make_gradient(dtype, tile: Tile, name: str):
+def make_gradient(dtype, tile: Tile | TensorTile, name: str):
     """grad_W[l] = a[l-1].T @ delta[l] and grad_b[l] of all dense layers; a grid of tiles by slices."""
     real = numba_type(dtype)
     n_sums, n_shared = tile.n_sums, tile.shared
@@ -154,7 +168,9 @@ def make_update(dtype, update_of, name: str | None):
     collect, real = make_collect(dtype), numba_type(dtype)
 
     @kernel(THREADS, name)
-    def update(memory, chunks, cursor, step, code, scalars, n_slices, penalties, l1, l2, by_batch, weights, clip, limit):
+    def update(
+        memory, chunks, cursor, step, code, scalars, n_slices, penalties, l1, l2, by_batch, weights, clip, limit
+    ):
         """``penalties`` (updates, chunks) receives each chunk's, unless there are none; ``scalars`` are the optimizer's
         (updates, groups, N_SCALARS). The gradient is scaled by ``clip[0]`` and cut off at ``limit``.
         """

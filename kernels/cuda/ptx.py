@@ -12,6 +12,8 @@ from numba import float32
 
 from .compat import SIMULATED, cuda
 
+#: Bytes that every load and store of four is aligned to.
+ALIGNMENT = 16
 WARP = 32
 ROWS, COLUMNS, WORDS = 16, 8, 8
 
@@ -77,7 +79,7 @@ if SIMULATED:
         sums = list(c)
         for r in range(4):
             row, column = place_c(lane, r)
-            sums[r] += numbers(left[warp, row]) @ numbers(right[warp, :, column].copy())
+            sums[r] += numbers(left[warp, row]) @ numbers(right[warp, :, column])
         cuda.syncthreads()
         return tuple(sums)
 
@@ -91,9 +93,6 @@ else:
     from llvmlite import ir
     from numba.core import cgutils, types
     from numba.cuda.extending import intrinsic
-
-    #: Bytes that every load and store of four is aligned to.
-    ALIGNMENT = 16
 
     def _address(context, builder, array_type, array, i):
         return builder.gep(cgutils.create_struct_proxy(array_type)(context, builder, value=array).data, [i])

@@ -30,9 +30,13 @@ from ..problem import (
 )
 from . import compat, delta, epoch, forward, fused, gradient, layers, layout
 from .compat import mark, n_blocks, plain
-from .forward import LANES, THREADS
+from .forward import LANES, MOST_BLOCKS, THREADS
 from .gemm import FUSED_TILES, TILES, Tile
-from .layout import VECTOR, Memory, Network, Samples
+from .layout import Memory, Network, Samples
+from .resident import Resident, borrow
+from .tensor import PRECISIONS, TENSOR_TILES, TensorTile
+
+__all__ = ["PRECISIONS", "Session", "borrow", "compat"]
 
 #: Updates of a turn, at most: so many losses and scalars are kept.
 TURN = 1024
@@ -40,12 +44,14 @@ TURN = 1024
 SLICE_STEPS = 4
 #: Numbers that gradients by slices may take.
 GRADIENT_SIZE = 1 << 27
-#: Blocks that keep a multiprocessor busy, and blocks of kernels that go on with the numbers after theirs, at most.
-BLOCKS, MOST_BLOCKS = 2, 3 if compat.SIMULATED else 2048
+#: Blocks that keep a multiprocessor busy.
+BLOCKS = 2
 #: The widest layer of a step that is fused, and how many slices of a product a launch takes as long as.
 FUSED_WIDTH, LAUNCH_STEPS = 128, 4
 #: Updates in a CUDA graph, at most.
 GRAPH_STEPS = 16
+#: The compute capability that brought tf32 and bf16.
+OLDEST_WITH_TENSOR_CORES = (8, 0)
 #: Codes of the user's own functions, from here on.
 CUSTOM = 1 << 10
 
@@ -63,14 +69,6 @@ _begin_epoch: Any = njit(cache=True)(_begin_epoch)
 _begin_epoch._cache._cache_file._source_stamp = DIGEST
 
 
-@cache
-def find_kernel(make: Any, dtype: np.dtype, *settings: Any) -> Any:
-    """The kernel that ``make(dtype, *settings, name)`` gives; one with a function of the user's has no name."""
-    words = [make.__name__.removeprefix("make_"), dtype.name]
-    words += ["x".join(map(str, s)) for s in settings if isinstance(s, Tile)]
-    return make(dtype, *settings, None if any(map(compat.is_marked, settings)) else "_".join(words))
-
-
 class Session:
     """One network's parameters in a GPU's memory, with workspace for batches of one size.
 
@@ -78,10 +76,17 @@ class Session:
     ----------
     topology, theta, moving, batch_rows, update_rows
         As for the CPU's session.
+    precision : str or None
+        A key of PRECISIONS, for products by tensor cores; None for products in the network's own precision.
     fused : bool or None
         Whether a step is one launch and the update; None lets a cost model choose, where it can be.
     graph_steps : int
         Updates that are captured in a CUDA graph, at most; 0 for plain launches.
+
+    Raises
+    ------
+    DeviceError
+        If there is no GPU, or none that can do it.
     """
 
     def __init__(
@@ -91,14 +96,15 @@ class Session:
         moving: np.ndarray,
         batch_rows: int,
         update_rows: int | None = None,
+        precision: str | None = None,
         *,
         fused: bool | None = None,
         graph_steps: int = GRAPH_STEPS,
     ):
-        compat.require_gpu()
+        compat.require_gpu(OLDEST_WITH_TENSOR_CORES if precision else compat.OLDEST)
         self.topology = topology
         self.update_rows = update_rows or batch_rows
-        self._graph_steps = graph_steps
+        self._graph_steps, self._precision = graph_steps, precision
         self._dtype = dtype = topology.dtype
         self._layers = network_layers = topology.layers
         self._stream = compat.new_stream()
@@ -137,9 +143,9 @@ class Session:
     def _plan_products(self) -> None:
         """Which tile each product takes, and how a batch is cut into slices for the gradient."""
         n_multiprocessors = compat.n_multiprocessors()
-        large, small = TILES[self._dtype.itemsize]
+        large, small = TENSOR_TILES[self._precision] if self._precision else TILES[self._dtype.itemsize]
 
-        def tile(n_rows: int, n_columns: int, repeated: int = 1) -> Tile:
+        def tile(n_rows: int, n_columns: int, repeated: int = 1) -> Tile | TensorTile:
             blocks = n_blocks(n_rows, large.rows) * n_blocks(n_columns, large.columns)
             return large if blocks * repeated >= n_multiprocessors else small
 
@@ -154,7 +160,7 @@ class Session:
         most = min(n_blocks(rows, SLICE_STEPS * chosen.depth), self._most_slices())
         self._n_slices = min(most, n_blocks(BLOCKS * n_multiprocessors, len(self._tiles)))
 
-    def _tile_table(self, tile: Tile) -> np.ndarray:
+    def _tile_table(self, tile: Tile | TensorTile) -> np.ndarray:
         """The tiles of all dense layers' gradients, as `gradient` reads them."""
         return np.array(
             [
@@ -171,21 +177,21 @@ class Session:
 
     def _plan_fused(self, wanted: bool | None) -> None:
         """Whether a step is fused, and in how many blocks."""
-        self._fused_tile: Tile | None = None
+        self._fused_tile: Tile | TensorTile | None = None
         dense = all(layer.kind == DENSE for layer in self._layers)
         narrow = max(self.topology.layer_sizes) <= FUSED_WIDTH
         one_chunk = self._rows == self.update_rows
         if wanted is False or not (dense and narrow and one_chunk and self._from_samples):
             return
         n_multiprocessors, rows = compat.n_multiprocessors(), self._rows
-        large, small = FUSED_TILES[self._dtype.itemsize]
+        large, small = TENSOR_TILES[self._precision] if self._precision else FUSED_TILES[self._dtype.itemsize]
         tile = large if n_blocks(rows, large.rows) >= n_multiprocessors else small
         tiles = self._tile_table(tile)
         n_slices = min(n_blocks(rows, tile.rows), BLOCKS * n_multiprocessors, self._most_slices())
         if wanted or self._fused_wins(tile, tiles, n_slices):
             self._fused_tile, self._tiles, self._n_slices = tile, tiles, n_slices
 
-    def _fused_wins(self, tile: Tile, tiles: np.ndarray, n_slices: int) -> bool:
+    def _fused_wins(self, tile: Tile | TensorTile, tiles: np.ndarray, n_slices: int) -> bool:
         """Compare how many slices of products stand one after the other, and launches, which count as some."""
 
         def steps(depth: int) -> int:
@@ -245,8 +251,10 @@ class Session:
             0,
         )
 
-    def _upload(self, array: np.ndarray, stride: int = 0) -> Any:
-        """Copy an array, its rows padded to ``stride``; once for as long as the session lasts."""
+    def _upload(self, array: np.ndarray | Resident, stride: int = 0) -> Any:
+        """Copy an array, its rows padded to ``stride``, once for as long as the session lasts; what is there is used."""
+        if isinstance(array, Resident):
+            return array.flat
         if id(array) not in self._uploaded:
             rows = array
             if stride > array.shape[-1]:
@@ -396,7 +404,7 @@ class Session:
         self._network.numbers.copy_to_device(numbers, stream=self._stream)
 
     def _launch(self, make: Any, settings: tuple, grid: int | tuple[int, int], *args: Any, threads: int = THREADS):
-        find_kernel(make, self._dtype, *settings)[grid, threads, self._stream](*args)
+        compat.launch((make, self._dtype, *settings), grid, threads, self._stream, *args)
 
     def _run_epoch(self, number: int, position: int, n: int, done: int) -> None:
         """Launch ``n`` updates from a position of an epoch on, ``done`` of this turn being launched."""
@@ -746,7 +754,7 @@ class Session:
                 part = losses.copy_to_host(stream=self._stream)
                 self._stream.synchronize()
                 total += part.sum(dtype=np.float64)
-        return total / data.total_weight
+        return float(total) / data.total_weight
 
     def _evaluate(self, samples: Samples, n_samples: int) -> Iterator[tuple[int, int]]:
         """Take chunk after chunk of the samples forward, as in inference."""

@@ -1,7 +1,7 @@
 """Products of float32 matrices by tensor cores, which round the operands to tf32 or bf16 and add up in float32.
 
-They go by tiles and slices as in ``gemm.py``. In shared memory a slice consists of words (``ptx.py``), each warp of the
-block multiplies fragments of it.
+They go by tiles and slices as in ``gemm.py``. In shared memory a slice consists of words (``ptx.py``), and each warp of
+the block multiplies fragments of it.
 """
 
 from collections.abc import Callable
@@ -38,9 +38,10 @@ FRAGMENT = ROWS * COLUMNS
 
 class TensorTile(NamedTuple):
     """What a block computes, ``rows`` by ``columns``, in slices of ``depth`` words; each warp has ``warp_rows`` by
-    ``warp_columns`` of it.
+    ``warp_columns`` of it. ``precision`` is a key of PRECISIONS.
     """
 
+    precision: str
     rows: int
     columns: int
     depth: int
@@ -61,11 +62,8 @@ class TensorTile(NamedTuple):
         """Words in shared memory: two slices of each operand."""
         return 2 * self.depth * (self.rows + self.columns + 2 * PAD)
 
-
-#: For products that give every multiprocessor its blocks, and for smaller ones.
-TENSOR_TILES = (TensorTile(128, 128, 16, 64, 32), TensorTile(64, 64, 16, 32, 32))
-if SIMULATED:
-    TENSOR_TILES = (TensorTile(16, 8, 16, 16, 8), TensorTile(16, 8, 16, 16, 8))
+    def product(self, dtype, left_along: bool, right_along: bool, with_ones: bool = False) -> Product:
+        return make_tensor_product(dtype, self, left_along, right_along, with_ones)
 
 
 class Precision(NamedTuple):
@@ -83,19 +81,27 @@ PRECISIONS = {
     "bf16": Precision(2, device_function(lambda stage, i, step: to_bf16x2(stage[i], stage[i + step])), mma_bf16),
 }
 
+#: By precision: for products that give every multiprocessor its blocks, and for smaller ones.
+TENSOR_TILES = {
+    name: (TensorTile(name, 128, 128, 16, 64, 32), TensorTile(name, 64, 64, 16, 32, 32)) for name in PRECISIONS
+}
+if SIMULATED:
+    TENSOR_TILES = {name: 2 * (TensorTile(name, 16, 8, 16, 16, 8),) for name in PRECISIONS}
+
 place_a, place_b, place_c = device_function(place_a), device_function(place_b), device_function(place_c)
 
 
 def make_tensor_product(
-    dtype, tile: TensorTile, precision: str, left_along: bool, right_along: bool, with_ones: bool = False
+    dtype, tile: TensorTile, left_along: bool, right_along: bool, with_ones: bool = False
 ) -> Product:
-    """As `make_product`, for float32 and a key of PRECISIONS.
+    """As `make_product`, for float32.
 
     A thread's sums are its numbers of its warp's fragments, 4 of each, row after row of fragments. A part of the tile
-    in shared memory is one fragment after the other, warp by warp.
+    in shared memory is one fragment after the other, warp by warp, each row after row: 8 columns are 32 bytes, which is
+    what global memory is read and written by.
     """
     real = numba_type(dtype)
-    numbers, _, mma = PRECISIONS[precision]
+    numbers, _, mma = PRECISIONS[tile.precision]
     threads, depth, slice_depth = tile.threads, tile.depth, tile.depth * numbers
     left_line, right_line = tile.rows + PAD, tile.columns + PAD
     right_start = 2 * depth * left_line
@@ -110,8 +116,8 @@ def make_tensor_product(
     find_right, fetch_right, vectors_right = make_fetch(
         dtype, tile.columns, slice_depth, threads, right_along, False, numbers
     )
-    put_left = _make_put(tile.rows, tile, precision, vectors_left, left_along)
-    put_right = _make_put(tile.columns, tile, precision, vectors_right, right_along)
+    put_left = _make_put(tile.rows, tile, vectors_left, left_along)
+    put_right = _make_put(tile.columns, tile, vectors_right, right_along)
     n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
 
     def accumulate(sums, shared, left, right, begin, end, thread):
@@ -160,7 +166,7 @@ def make_tensor_product(
             cuda.syncthreads()
 
     def part(sums, shared, k, thread):
-        row, column = place_c(thread % WARP, 0)
+        row, column = place_c(thread % WARP, 0)  # to which each number adds the same, whatever the lane
         start = thread // WARP * part_down * across * FRAGMENT + row * COLUMNS + column
         cuda.syncthreads()
         for m in range(down):
@@ -188,7 +194,7 @@ def make_tensor_product(
     )
 
 
-def _make_put(lines: int, tile: TensorTile, precision: str, vectors: int, along: bool) -> Callable:
+def _make_put(lines: int, tile: TensorTile, vectors: int, along: bool) -> Callable:
     """A function that makes words of what `make_fetch` has fetched, four from each run of vectors, and brings them into
     shared memory.
 
@@ -196,7 +202,7 @@ def _make_put(lines: int, tile: TensorTile, precision: str, vectors: int, along:
     this one a warp's lanes put their words into different banks, also where each of them has four in depth.
     """
     threads, line = tile.threads, lines + PAD
-    numbers, word, _ = PRECISIONS[precision]
+    numbers, word, _ = PRECISIONS[tile.precision]
     in_depth = tile.depth // VECTOR
     in_row = lines // VECTOR if along else in_depth
     # How far apart the numbers of a word are, and the words' first numbers.
