@@ -16,6 +16,7 @@ import numpy as np
 from cases import OPTIMIZERS, make_case, optimizer, relative_error, specs
 
 import fastbp
+from fastbp import training
 from fastbp.kernels.activations import ACTIVATIONS
 from fastbp.kernels.losses import LOSSES
 
@@ -135,6 +136,7 @@ def difference(name, dtype):
 def main():
     warnings.simplefilter("ignore")  # unsigned arithmetic that wraps around, as it should
     sys.setswitchinterval(1e-6)  # the simulator waits for its threads by asking them
+    training.TURN_SECONDS = 1e6  # it is slow, and turns would be of one update each
     dtype, *names = sys.argv[1:]
     for name in names or CASES:
         try:

@@ -215,6 +215,22 @@ def new_stream() -> Any:
     return _cuda.stream()
 
 
+def new_event() -> Any:
+    return _cuda.event() if SIMULATED else _cuda.event(timing=False)
+
+
+def pinned(shape: tuple[int, ...], dtype: Any) -> np.ndarray:
+    """Zeros in memory that the GPU copies from by itself."""
+    array = _cuda.pinned_array(shape, dtype)
+    array[:] = 0
+    return array
+
+
+def free_memory() -> float:
+    """Bytes of the GPU's."""
+    return math.inf if SIMULATED else _cuda.current_context().get_memory_info()[0]
+
+
 def to_device(array: np.ndarray, stream: Any) -> Any:
     return _cuda.to_device(np.ascontiguousarray(array), stream=stream)
 

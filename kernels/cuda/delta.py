@@ -6,10 +6,10 @@ from collections.abc import Callable
 from ..elementary import exp, log
 from ..losses import LOSSES
 from .compat import cuda, device_function, kernel, numba_type, select
-from .forward import LANES, POSITION, STEP, THREADS
+from .forward import LANES, THREADS, place_of
 from .gemm import Tile
 from .layers import over_block, over_lanes
-from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STRIDE_IN, STRIDE_OUT, W
+from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STEP, STRIDE_IN, STRIDE_OUT, W
 from .tensor import TensorTile
 
 
@@ -31,23 +31,19 @@ loss_by_code = select(list(LOSSES.values()), with_delta)
 
 
 def make_output_row(dtype, loss_of) -> Callable:
-    """A device function: loss and output delta of one row by LANES threads, of which each gets its part of the loss.
+    """A device function: loss and output delta of a row of the chunk by LANES threads; each gets its part of the loss.
 
-    ``options``: label smoothing by class, what is kept of a target, whether there is a softmax, whether outputs come in
-    pairs. ``total_weight`` is that of the update, ``position`` the row's in the epoch; ``inside`` says whether there is
-    such a row, since all threads of a block have to come along.
+    All threads of a block have to come along, also those whose row is beyond ``end_row``.
     """
     zero, one, lowest = dtype.type(0), dtype.type(1), dtype.type(-math.inf)
 
-    def output_row(
-        network, memory, samples, position, row, inside, depth, loss, setting, options, total_weight, shared, thread
-    ):
-        smoothing, keep, softmax, pairs = options
-        lane = thread % LANES
-        layer = network.layers[depth]
+    def output_row(network, memory, samples, chunk, loss, total_weight, row, end_row, shared):
+        thread = cuda.threadIdx.x
+        lane, inside = thread % LANES, row < end_row
+        layer = network.layers[len(network.layers) - 1]
         n_out, stride = layer[N_OUT], layer[STRIDE_OUT]
         place = layer[NODE_OUT] + row * stride
-        sample, weight, label, lse = position, zero, 0, zero
+        sample, weight, label, lse = place_of(samples, chunk) + row, zero, 0, zero
         if inside:
             if samples.ordered:
                 sample = samples.order[sample]
@@ -55,7 +51,7 @@ def make_output_row(dtype, loss_of) -> Callable:
                 label = samples.labels[sample]
             weight = samples.weight[sample] if samples.weighted else one
             weight = weight / total_weight if total_weight > zero else zero
-        if softmax:
+        if loss.softmax:
             highest, total = lowest, zero
             if inside:
                 for k in range(lane, n_out, LANES):
@@ -67,20 +63,20 @@ def make_output_row(dtype, loss_of) -> Callable:
             lse = highest + log(over_lanes(shared, lane, thread, total, False))
         value = zero
         if inside:
-            width = 2 if pairs else 1
+            width = 2 if loss.pairs else 1
             for k in range(lane * width, stride, LANES * width):
                 delta = other = zero
                 if k < n_out:
-                    target = smoothing
+                    target = loss.smoothing
                     if samples.labelled:
-                        target += keep if label == k else zero
+                        target += loss.keep if label == k else zero
                     else:
-                        target += keep * samples.targets[sample * n_out + k]
-                    z1 = memory.a[place + k + width - 1]
-                    own, delta, other = loss_of(loss, (memory.a[place + k], z1, target, lse, setting))
+                        target += loss.keep * samples.targets[sample * n_out + k]
+                    z, z1 = memory.a[place + k], memory.a[place + k + width - 1]
+                    own, delta, other = loss_of(loss.code, (z, z1, target, lse, loss.setting))
                     value += weight * own
                 memory.delta[place + k] = weight * delta
-                if pairs:
+                if loss.pairs:
                     memory.delta[place + k + 1] = weight * other
         return value
 
@@ -88,67 +84,37 @@ def make_output_row(dtype, loss_of) -> Callable:
 
 
 def make_output_delta(dtype, loss_of, name: str | None):
-    """Loss and output delta; LANES threads for each row."""
+    """Loss and output delta; LANES threads for each row. Each block's sum of losses is a part, from ``part`` on."""
     real = numba_type(dtype)
-    rows = THREADS // LANES
     output_row = make_output_row(dtype, loss_of)
 
     @kernel(THREADS, name)
-    def output_delta(
-        network,
-        memory,
-        samples,
-        cursor,
-        step,
-        update_rows,
-        first,
-        n_rows,
-        depth,
-        loss,
-        setting,
-        options,
-        weights,
-        losses,
-        part,
-    ):
-        """``losses`` (updates, parts) receives the sum over each block's rows from ``part`` on; ``weights`` has the
-        weight of each update; the others are those of `make_output_row`.
-        """
+    def output_delta(network, memory, samples, chunk, loss, reports, part):
         shared = cuda.shared.array(THREADS, real)
         thread = cuda.threadIdx.x
-        row, number = cuda.blockIdx.x * rows + thread // LANES, cursor[STEP] + step
-        position = cursor[POSITION] + step * update_rows + first + row
-        own = output_row(
-            network,
-            memory,
-            samples,
-            position,
-            row,
-            row < n_rows,
-            depth,
-            loss,
-            setting,
-            options,
-            weights[number],
-            shared,
-            thread,
-        )
+        row, number = cuda.blockIdx.x * (THREADS // LANES) + thread // LANES, chunk.cursor[STEP] + chunk.step
+        weight = reports.weights[number]
+        own = output_row(network, memory, samples, chunk, loss, weight, row, chunk.n_rows, shared)
         own = over_block(shared, thread, own)
         if thread == 0:
-            losses[number, part + cuda.blockIdx.x] = own
+            reports.losses[number, part + cuda.blockIdx.x] = own
 
     return output_delta
 
 
 def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
-    """A device function: one tile of the delta at a dense layer's input, up to row ``end_row``."""
+    """A device function: the tile of the delta at a dense layer's input at a ``corner`` (first row, end row, first
+    column).
+    """
     product = tile.product(dtype, left_along=False, right_along=False)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    def delta_tile(network, memory, order, first_row, end_row, first_column, depth, shared, sums):
+    def delta_tile(network, memory, order, depth, corner, scratch):
         thread = cuda.threadIdx.x
+        first_row, end_row, first_column = corner
+        shared, sums = scratch
         for i in range(n_sums):
             sums[i] = zero
         layer = network.layers[depth]
@@ -181,9 +147,8 @@ def make_delta(dtype, tile: Tile | TensorTile, name: str):
     @kernel(tile.threads, name)
     def delta(network, memory, order, n_rows, depth):
         """Precondition: ``memory.delta`` holds f'(z) at the layer's input."""
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
-        first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
-        delta_tile(network, memory, order, first_row, n_rows, first_column, depth, shared, sums)
+        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        corner = cuda.blockIdx.y * tile.rows, n_rows, cuda.blockIdx.x * tile.columns
+        delta_tile(network, memory, order, depth, corner, scratch)
 
     return delta

@@ -5,12 +5,12 @@ import math
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import DENSE
 from .compat import cuda, device_function, kernel, numba_type, select
-from .forward import KEY, POSITION, STEP, THREADS
+from .forward import THREADS
 from .layers import over_block
-from .layout import KIND, N_IN, N_OUT, STRIDE_OUT, W
+from .layout import BASE, KEY, KIND, N_IN, N_OUT, POSITION, STEP, STRIDE_OUT, W
 
-# Words of the report: the first update of the turn whose loss was not finite, the first epoch after which a parameter was
-# not, and when the state was last copied: epochs done, and updates that the optimizer had made.
+# Words of the report: the first update of the turn whose loss was not finite, the first epoch after which a parameter
+# was not, and when the state was last copied: epochs done, and updates that the optimizer had made.
 BAD_UPDATE, BAD_EPOCH, EPOCHS, UPDATES = range(4)
 #: More updates than a turn has.
 NEVER = 1 << 62
@@ -22,8 +22,8 @@ def make_begin(dtype, name: str):
     """Set the cursor; one thread."""
 
     @kernel(1, name)
-    def begin(cursor, position, key, step):
-        cursor[POSITION], cursor[KEY], cursor[STEP] = position, key, step
+    def begin(cursor, position, base, key, step):
+        cursor[POSITION], cursor[BASE], cursor[KEY], cursor[STEP] = position, base, key, step
 
     return begin
 
@@ -70,11 +70,9 @@ def make_weigh(dtype, name: str):
         shared = cuda.shared.array(THREADS, real)
         first = cursor[POSITION] + cuda.blockIdx.x * update_rows
         own = zero
-        for position in range(first + cuda.threadIdx.x, min(first + update_rows, n_samples), cuda.blockDim.x):
-            if samples.weighted:
-                own += samples.weight[samples.order[position] if samples.ordered else position]
-            else:
-                own += one
+        for position in range(first + cuda.threadIdx.x, min(first + update_rows, n_samples), THREADS):
+            sample = samples.order[position] if samples.ordered else position - cursor[BASE]
+            own += samples.weight[sample] if samples.weighted else one
         own = over_block(shared, cuda.threadIdx.x, own)
         if cuda.threadIdx.x == 0:
             weights[cursor[STEP] + cuda.blockIdx.x] = own
@@ -92,9 +90,9 @@ def make_sum_losses(dtype, name: str):
         shared = cuda.shared.array(THREADS, real)
         number = first + cuda.blockIdx.x
         own = zero
-        for k in range(cuda.threadIdx.x, parts.shape[1], cuda.blockDim.x):
+        for k in range(cuda.threadIdx.x, parts.shape[1], THREADS):
             own += parts[number, k]
-        for k in range(cuda.threadIdx.x, n_penalties, cuda.blockDim.x):
+        for k in range(cuda.threadIdx.x, n_penalties, THREADS):
             own += penalties[number, k]
         own = over_block(shared, cuda.threadIdx.x, own)
         if cuda.threadIdx.x == 0:

@@ -12,12 +12,15 @@ from .compat import SIMULATED, cuda, device_function, kernel, numba_type, select
 from .gemm import Tile
 from .layout import (
     ACTIVATION,
+    BASE,
     DROPOUT,
     KEPT_SCALE,
+    KEY,
     N_IN,
     N_OUT,
     NODE_IN,
     NODE_OUT,
+    POSITION,
     SETTING,
     STRIDE_IN,
     STRIDE_OUT,
@@ -32,16 +35,26 @@ MOST_BLOCKS = 3 if SIMULATED else 2048
 #: Bytes that masks are drawn by, as the other engine lays them out.
 LINE_BYTES = 64
 
-# Words of the cursor: where in the epoch the next update begins, the epoch's key, and the update's number in the turn.
-POSITION, KEY, STEP = range(3)
-
 fold, uniform = device_function(fold), device_function(uniform)
 
 
 @device_function
-def update_key(cursor, start):
-    """The generator's key of the update that begins at this position of the epoch."""
-    return fold(np.uint64(cursor[KEY]), start)
+def start_of(chunk):
+    """Where in the epoch the chunk's update begins."""
+    return chunk.cursor[POSITION] + chunk.step * chunk.update_rows
+
+
+@device_function
+def key_of(chunk):
+    """The generator's key of the chunk's update."""
+    return fold(np.uint64(chunk.cursor[KEY]), start_of(chunk))
+
+
+@device_function
+def place_of(samples, chunk):
+    """Where the chunk's first row is in the samples' order, or among the samples where they have none."""
+    place = start_of(chunk) + chunk.first
+    return place if samples.ordered else place - chunk.cursor[BASE]
 
 
 def with_derivative(value: Callable, derivative: Callable) -> Callable:
@@ -59,14 +72,13 @@ activate_by_code = select(list(ACTIVATIONS.values()), lambda row: with_derivativ
 
 
 def make_finish(dtype, activate: Callable) -> Callable:
-    """A device function that takes one z through activation and dropout to where it belongs.
-
-    ``first`` is the row of the update that the chunk begins with, ``row`` counts from there.
+    """A device function that takes one z through activation and dropout to where it belongs; ``key`` is `key_of` the
+    chunk.
     """
     zero = dtype.type(0)
     width = LINE_BYTES // dtype.itemsize
 
-    def finish(network, memory, depth, first, row, column, z, key, training):
+    def finish(network, memory, chunk, key, depth, row, column, z, training):
         layer, numbers = network.layers[depth], network.numbers[depth]
         place = layer[NODE_OUT] + row * layer[STRIDE_OUT] + column
         a = slope = zero
@@ -76,7 +88,7 @@ def make_finish(dtype, activate: Callable) -> Callable:
                 a, slope = activate(layer[ACTIVATION], (z, numbers[SETTING]))
             if training and numbers[DROPOUT] > zero:
                 panel_key = fold(fold(key, depth), column // width)
-                bits = fold(fold(panel_key, first + row), column % width)
+                bits = fold(fold(panel_key, chunk.first + row), column % width)
                 kept = numbers[KEPT_SCALE] if uniform(bits) >= numbers[DROPOUT] else zero
                 a *= kept
                 slope *= kept
@@ -87,34 +99,42 @@ def make_finish(dtype, activate: Callable) -> Callable:
     return device_function(finish)
 
 
-def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Callable:
-    """A device function: one tile of a dense layer's output.
+@device_function
+def input_of(network, memory, samples, chunk, depth, from_samples):
+    """Where a layer's input lies: array and start, whether rows are found by the samples' order, and from where on."""
+    layer = network.layers[depth]
+    if from_samples and depth == 0:
+        place = place_of(samples, chunk)
+        if samples.ordered:
+            return samples.X, 0, 1, place
+        return samples.X, place * layer[STRIDE_IN], 0, 0
+    return memory.a, layer[NODE_IN], 0, 0
 
-    ``rows`` is the chunk's first row within the update, the tile's first row, and the row it ends before at the latest;
-    ``from_samples``: the input is X, not a node.
+
+def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Callable:
+    """A device function: the tile of a dense layer's output at a ``corner`` (first row, end row, first column).
+
+    ``from_samples``: the first layer's input is X, not a node.
     """
     product = tile.product(dtype, left_along=False, right_along=True)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    def forward_tile(
-        network, memory, samples, start, key, rows, first_column, depth, from_samples, training, shared, sums
-    ):
+    def forward_tile(network, memory, samples, chunk, depth, from_samples, training, corner, scratch):
         thread = cuda.threadIdx.x
-        first, first_row, end_row = rows
+        first_row, end_row, first_column = corner
+        shared, sums = scratch
         for i in range(n_sums):
             sums[i] = zero
         layer = network.layers[depth]
-        source, begin, ordered, position = memory.a, layer[NODE_IN], 0, 0
-        if from_samples:
-            source, ordered = samples.X, samples.ordered
-            begin, position = (0, start + first) if ordered else ((start + first) * layer[STRIDE_IN], 0)
-        left = source, begin, layer[STRIDE_IN], first_row, end_row, samples.order, ordered, position, -1
         stride = layer[STRIDE_OUT]
+        source, start, ordered, position = input_of(network, memory, samples, chunk, depth, from_samples)
+        left = source, start, layer[STRIDE_IN], first_row, end_row, samples.order, ordered, position, -1
         right = memory.theta, layer[W], stride, first_column, stride, samples.order, 0, 0, -1
         accumulate(sums, shared, left, right, 0, layer[N_IN], thread)
         bias = layer[W] + layer[N_IN] * stride
+        key = key_of(chunk)
         for k in range(n_parts):
             part(sums, shared, k, thread)
             for i in range(thread, part_size, threads):
@@ -123,7 +143,7 @@ def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Calla
                 column += first_column
                 if row < end_row and column < stride:
                     z = shared[i] + memory.theta[bias + column]
-                    finish(network, memory, depth, first, row, column, z, key, training)
+                    finish(network, memory, chunk, key, depth, row, column, z, training)
 
     return device_function(forward_tile)
 
@@ -135,14 +155,10 @@ def make_forward(dtype, tile: Tile | TensorTile, finish: Callable, name: str | N
     forward_tile = make_forward_tile(dtype, tile, finish)
 
     @kernel(tile.threads, name)
-    def forward(network, memory, samples, cursor, step, update_rows, first, n_rows, depth, from_samples, training):
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
-        start = cursor[POSITION] + step * update_rows
-        key = update_key(cursor, start)
-        rows = first, cuda.blockIdx.y * tile.rows, n_rows
-        column = cuda.blockIdx.x * tile.columns
-        forward_tile(network, memory, samples, start, key, rows, column, depth, from_samples, training, shared, sums)
+    def forward(network, memory, samples, chunk, depth, from_samples, training):
+        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        corner = cuda.blockIdx.y * tile.rows, chunk.n_rows, cuda.blockIdx.x * tile.columns
+        forward_tile(network, memory, samples, chunk, depth, from_samples, training, corner, scratch)
 
     return forward
 
@@ -152,18 +168,17 @@ def make_gather(dtype, name: str):
     one, two_pi, minus_two = dtype.type(1), dtype.type(6.283185307179586), dtype.type(-2)
 
     @kernel(THREADS, name)
-    def gather(network, memory, samples, cursor, step, update_rows, first, n_rows, n_in, noise, noise_depth):
-        stride = network.layers[0, STRIDE_IN]
-        start = cursor[POSITION] + step * update_rows
-        key = fold(update_key(cursor, start), noise_depth)
-        for i in range(cuda.grid(1), n_rows * stride, cuda.gridsize(1)):
+    def gather(network, memory, samples, chunk, n_in, noise):
+        stride, place = network.layers[0, STRIDE_IN], place_of(samples, chunk)
+        key = fold(key_of(chunk), len(network.layers))
+        for i in range(cuda.grid(1), chunk.n_rows * stride, cuda.gridsize(1)):
             row, column = i // stride, i % stride
-            sample = start + first + row
+            sample = place + row
             if samples.ordered:
                 sample = samples.order[sample]
             x = samples.X[sample * stride + column]
             if noise > 0 and column < n_in:
-                row_key = fold(key, first + row)
+                row_key = fold(key, chunk.first + row)
                 radius = one - type(x)(uniform(fold(row_key, 2 * column)))
                 angle = two_pi * type(x)(uniform(fold(row_key, 2 * column + 1)))
                 x += noise * math.sqrt(minus_two * log(radius)) * cos(angle)

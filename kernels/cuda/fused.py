@@ -7,11 +7,11 @@ that a barrier among its threads is all that stands between the layers.
 
 from .compat import cuda, kernel, numba_type
 from .delta import make_delta_tile, make_output_row
-from .forward import LANES, POSITION, STEP, make_forward_tile, update_key
+from .forward import LANES, make_forward_tile
 from .gemm import Tile
-from .gradient import COLUMN, LAYER, ROW, make_gradient_tile
+from .gradient import make_gradient_tile
 from .layers import over_block
-from .layout import N_IN, N_OUT
+from .layout import N_IN, N_OUT, STEP
 from .tensor import TensorTile
 
 
@@ -23,78 +23,32 @@ def make_fused_step(dtype, tile: Tile | TensorTile, finish, loss_of, name: str |
     output_row, gradient_tile = make_output_row(dtype, loss_of), make_gradient_tile(dtype, tile)
 
     @kernel(threads, name)
-    def fused_step(
-        network,
-        memory,
-        samples,
-        cursor,
-        step,
-        update_rows,
-        first,
-        n_rows,
-        tiles,
-        loss,
-        setting,
-        options,
-        weights,
-        losses,
-        part,
-    ):
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
-        thread, block, n_blocks = cuda.threadIdx.x, cuda.blockIdx.x, cuda.gridDim.x
-        since, until = n_rows * block // n_blocks, n_rows * (block + 1) // n_blocks
-        start, number = cursor[POSITION] + step * update_rows, cursor[STEP] + step
-        key, last = update_key(cursor, start), len(network.layers) - 1
-        own = zero
-        for first_row in range(since, until, tile.rows):
-            end_row = min(first_row + tile.rows, until)
+    def fused_step(network, memory, samples, chunk, tiles, loss, reports):
+        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        shared, _ = scratch
+        thread, block, n_slices = cuda.threadIdx.x, cuda.blockIdx.x, cuda.gridDim.x
+        span = chunk.n_rows * block // n_slices, chunk.n_rows * (block + 1) // n_slices
+        number, last, own = chunk.cursor[STEP] + chunk.step, len(network.layers) - 1, zero
+        weight = reports.weights[number]
+        for row in range(span[0], span[1], tile.rows):
+            end_row = min(row + tile.rows, span[1])
             for depth in range(last + 1):
                 for column in range(0, network.layers[depth, N_OUT], tile.columns):
-                    rows = first, first_row, end_row
-                    forward_tile(network, memory, samples, start, key, rows, column, depth, depth == 0, 1, shared, sums)
+                    corner = row, end_row, column
+                    forward_tile(network, memory, samples, chunk, depth, 1, 1, corner, scratch)
                 cuda.syncthreads()
-            for begin in range(first_row, end_row, threads // LANES):
-                row = begin + thread // LANES
-                own += output_row(
-                    network,
-                    memory,
-                    samples,
-                    start + first + row,
-                    row,
-                    row < end_row,
-                    last,
-                    loss,
-                    setting,
-                    options,
-                    weights[number],
-                    shared,
-                    thread,
-                )
+            for first in range(row, end_row, threads // LANES):
+                own_row = first + thread // LANES
+                own += output_row(network, memory, samples, chunk, loss, weight, own_row, end_row, shared)
             cuda.syncthreads()
             for depth in range(last, 0, -1):
                 for column in range(0, network.layers[depth, N_IN], tile.columns):
-                    delta_tile(network, memory, samples.order, first_row, end_row, column, depth, shared, sums)
+                    delta_tile(network, memory, samples.order, depth, (row, end_row, column), scratch)
                 cuda.syncthreads()
         for i in range(len(tiles)):
-            gradient_tile(
-                network,
-                memory,
-                samples,
-                start,
-                first,
-                since,
-                until,
-                tiles[i, LAYER],
-                tiles[i, ROW],
-                tiles[i, COLUMN],
-                block * memory.theta.size,
-                1,
-                shared,
-                sums,
-            )
+            gradient_tile(network, memory, samples, chunk, tiles[i], span, block, 1, scratch)
         own = over_block(shared, thread, own)
         if thread == 0:
-            losses[number, part + block] = own
+            reports.losses[number, block] = own
 
     return fused_step

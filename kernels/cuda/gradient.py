@@ -8,10 +8,10 @@ from collections.abc import Callable
 
 from ..optimizers import OPTIMIZERS
 from .compat import cuda, device_function, kernel, numba_type, select
-from .forward import POSITION, STEP, THREADS
+from .forward import THREADS, input_of
 from .gemm import Tile
 from .layers import over_block
-from .layout import BIAS, N_IN, NODE_IN, NODE_OUT, STRIDE_IN, STRIDE_OUT, W
+from .layout import BIAS, N_IN, NODE_OUT, STEP, STRIDE_IN, STRIDE_OUT, W
 from .tensor import TensorTile
 
 # Columns of the table of tiles: layer, first row and first column.
@@ -23,45 +23,30 @@ CHUNK = 1024
 
 
 def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
-    """A device function: one tile of a dense layer's gradient over rows ``since`` to ``until``, into ``memory.grad``.
+    """A device function: one tile of a dense layer's gradient over rows ``span``, into a slice of ``memory.grad``.
 
-    ``first`` and ``from_samples`` are as in the forward pass; a chunk after the first adds to what is there.
+    ``which`` is a row of the table of tiles; a chunk after an update's first adds to what is there.
     """
     product = tile.product(dtype, left_along=True, right_along=True, with_ones=True)
     zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
-    def gradient_tile(
-        network,
-        memory,
-        samples,
-        start,
-        first,
-        since,
-        until,
-        depth,
-        first_row,
-        first_column,
-        into,
-        from_samples,
-        shared,
-        sums,
-    ):
+    def gradient_tile(network, memory, samples, chunk, which, span, number, from_samples, scratch):
         thread = cuda.threadIdx.x
+        depth, first_row, first_column = which[LAYER], which[ROW], which[COLUMN]
+        since, until = span
+        shared, sums = scratch
         for i in range(n_sums):
             sums[i] = zero
         layer = network.layers[depth]
         n_in, stride, stride_in = layer[N_IN], layer[STRIDE_OUT], layer[STRIDE_IN]
-        source, begin, ordered, position = memory.a, layer[NODE_IN], 0, 0
-        if from_samples and depth == 0:
-            source, ordered = samples.X, samples.ordered
-            begin, position = (0, start + first) if ordered else ((start + first) * stride_in, 0)
+        source, start, ordered, position = input_of(network, memory, samples, chunk, depth, from_samples)
         ones = n_in if layer[BIAS] else -1
-        left = source, begin, stride_in, first_row, stride_in, samples.order, ordered, position, ones
+        left = source, start, stride_in, first_row, stride_in, samples.order, ordered, position, ones
         right = memory.delta, layer[NODE_OUT], stride, first_column, stride, samples.order, 0, 0, -1
         accumulate(sums, shared, left, right, since, until, thread)
-        into += layer[W]
+        into = number * memory.theta.size + layer[W]
         for k in range(n_parts):
             part(sums, shared, k, thread)
             for i in range(thread, part_size, threads):
@@ -70,7 +55,7 @@ def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
                 column += first_column
                 if row <= n_in and column < stride:
                     own = into + row * stride + column
-                    memory.grad[own] = shared[i] + (memory.grad[own] if first else zero)
+                    memory.grad[own] = shared[i] + (memory.grad[own] if chunk.first else zero)
 
     return device_function(gradient_tile)
 
@@ -82,29 +67,12 @@ def make_gradient(dtype, tile: Tile | TensorTile, name: str):
     gradient_tile = make_gradient_tile(dtype, tile)
 
     @kernel(tile.threads, name)
-    def gradient(network, memory, samples, cursor, step, update_rows, first, n_rows, tiles, from_samples):
-        shared = cuda.shared.array(n_shared, real)
-        sums = cuda.local.array(n_sums, real)
+    def gradient(network, memory, samples, chunk, tiles, from_samples):
+        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
         number, n_slices = cuda.blockIdx.y, cuda.gridDim.y
-        own = tiles[cuda.blockIdx.x]
-        start = cursor[POSITION] + step * update_rows
-        since, until = n_rows * number // n_slices, n_rows * (number + 1) // n_slices
-        gradient_tile(
-            network,
-            memory,
-            samples,
-            start,
-            first,
-            since,
-            until,
-            own[LAYER],
-            own[ROW],
-            own[COLUMN],
-            number * memory.theta.size,
-            from_samples,
-            shared,
-            sums,
-        )
+        span = chunk.n_rows * number // n_slices, chunk.n_rows * (number + 1) // n_slices
+        which = tiles[cuda.blockIdx.x]
+        gradient_tile(network, memory, samples, chunk, which, span, number, from_samples, scratch)
 
     return gradient
 
@@ -148,101 +116,106 @@ def make_collect(dtype):
     """A device function: the gradient of one parameter, the penalties' slopes included, and the penalties."""
     zero, half = dtype.type(0), dtype.type(0.5)
 
-    def collect(memory, i, n_slices, l1, l2, penalised):
+    def collect(memory, i, n_slices, penalty, scale):
         grad = memory.grad[i]
         for k in range(1, n_slices):
             grad += memory.grad[k * memory.theta.size + i]
-        penalty = zero
-        if penalised and (l1 > zero or l2 > zero):
-            w = memory.theta[i]
-            penalty = l1 * abs(w) + half * l2 * w * w
+        own = zero
+        if scale > zero:
+            l1, l2, w = scale * penalty.l1, scale * penalty.l2, memory.theta[i]
+            own = l1 * abs(w) + half * l2 * w * w
             grad += (l1 if w > zero else zero) - (l1 if w < zero else zero) + l2 * w
-        return grad, penalty
+        return grad, own
 
     return device_function(collect)
 
 
-def make_update(dtype, update_of, name: str | None):
-    """Add up the slices and the penalties, clip, and update; a block for each chunk of parameters."""
+def make_scale_of(dtype):
+    """A device function: what penalties count for a chunk of parameters, 0 where there are none."""
     zero, one = dtype.type(0), dtype.type(1)
-    collect, real = make_collect(dtype), numba_type(dtype)
+
+    def scale_of(penalty, weight, penalised):
+        if not penalised or (penalty.l1 == zero and penalty.l2 == zero):
+            return zero
+        if penalty.by_weight:
+            return one / weight if weight > zero else zero
+        return one
+
+    return device_function(scale_of)
+
+
+def make_update(dtype, update_of, name: str | None):
+    """Add up the slices and the penalties, clip, and update; a block for each chunk of parameters.
+
+    ``at`` is the cursor and the step.
+    """
+    real, zero = numba_type(dtype), dtype.type(0)
+    collect, scale_of = make_collect(dtype), make_scale_of(dtype)
 
     @kernel(THREADS, name)
-    def update(
-        memory, chunks, cursor, step, code, scalars, n_slices, penalties, l1, l2, by_batch, weights, clip, limit
-    ):
-        """``penalties`` (updates, chunks) receives each chunk's, unless there are none; ``scalars`` are the optimizer's
-        (updates, groups, N_SCALARS). The gradient is scaled by ``clip[0]`` and cut off at ``limit``.
-        """
+    def update(memory, chunks, at, n_slices, penalty, weights, rule):
         shared = cuda.shared.array(THREADS, real)
-        block = cuda.blockIdx.x
-        first, count, group = chunks[block, FIRST], chunks[block, COUNT], chunks[block, GROUP]
-        number = cursor[STEP] + step
+        thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+        cursor, step = at
+        number, chunk = cursor[STEP] + step, chunks[block]
         h = (
-            scalars[number, group, 0],
-            scalars[number, group, 1],
-            scalars[number, group, 2],
-            scalars[number, group, 3],
-            scalars[number, group, 4],
-            scalars[number, group, 5],
+            rule.scalars[number, chunk[GROUP], 0],
+            rule.scalars[number, chunk[GROUP], 1],
+            rule.scalars[number, chunk[GROUP], 2],
+            rule.scalars[number, chunk[GROUP], 3],
+            rule.scalars[number, chunk[GROUP], 4],
+            rule.scalars[number, chunk[GROUP], 5],
         )
-        scale = one
-        if by_batch:
-            scale = one / weights[number] if weights[number] > zero else zero
-        own = zero
-        for i in range(first + cuda.threadIdx.x, first + count, cuda.blockDim.x):
-            grad, penalty = collect(memory, i, n_slices, l1 * scale, l2 * scale, chunks[block, PENALISED])
-            own += penalty
-            grad = min(max(grad * clip[0], -limit), limit)
-            update_of(code, (memory.theta, memory.slots, i, grad, h))
-        if l1 > zero or l2 > zero:
-            own = over_block(shared, cuda.threadIdx.x, own)
-            if cuda.threadIdx.x == 0:
-                penalties[number, block] = own
+        scale, own = scale_of(penalty, weights[number], chunk[PENALISED]), zero
+        for i in range(chunk[FIRST] + thread, chunk[FIRST] + chunk[COUNT], THREADS):
+            grad, part = collect(memory, i, n_slices, penalty, scale)
+            own += part
+            grad = min(max(grad * rule.clip[0], -rule.limit), rule.limit)
+            update_of(rule.code, (memory.theta, memory.slots, i, grad, h))
+        if penalty.l1 > zero or penalty.l2 > zero:
+            own = over_block(shared, thread, own)
+            if thread == 0:
+                penalty.parts[number, block] = own
 
     return update
 
 
 def make_reduce(dtype, name: str):
     """Add up slices and penalties into the first slice, and the squares of each chunk's gradient."""
-    zero, one = dtype.type(0), dtype.type(1)
-    collect, real = make_collect(dtype), numba_type(dtype)
+    real, zero = numba_type(dtype), dtype.type(0)
+    collect, scale_of = make_collect(dtype), make_scale_of(dtype)
 
     @kernel(THREADS, name)
-    def reduce(memory, chunks, cursor, step, n_slices, penalties, l1, l2, by_batch, weights, squares):
+    def reduce(memory, chunks, at, n_slices, penalty, weights, squares):
         shared = cuda.shared.array(THREADS, real)
-        block = cuda.blockIdx.x
-        first, count = chunks[block, FIRST], chunks[block, COUNT]
-        number = cursor[STEP] + step
-        scale = one
-        if by_batch:
-            scale = one / weights[number] if weights[number] > zero else zero
-        square = own = zero
-        for i in range(first + cuda.threadIdx.x, first + count, cuda.blockDim.x):
-            grad, penalty = collect(memory, i, n_slices, l1 * scale, l2 * scale, chunks[block, PENALISED])
-            own += penalty
+        thread, block = cuda.threadIdx.x, cuda.blockIdx.x
+        cursor, step = at
+        number, chunk = cursor[STEP] + step, chunks[block]
+        scale, own, square = scale_of(penalty, weights[number], chunk[PENALISED]), zero, zero
+        for i in range(chunk[FIRST] + thread, chunk[FIRST] + chunk[COUNT], THREADS):
+            grad, part = collect(memory, i, n_slices, penalty, scale)
+            own += part
             square += grad * grad
             memory.grad[i] = grad
-        square = over_block(shared, cuda.threadIdx.x, square)
-        own = over_block(shared, cuda.threadIdx.x, own)
-        if cuda.threadIdx.x == 0:
+        square = over_block(shared, thread, square)
+        own = over_block(shared, thread, own)
+        if thread == 0:
             squares[block] = square
-            if l1 > zero or l2 > zero:
-                penalties[number, block] = own
+            if penalty.l1 > zero or penalty.l2 > zero:
+                penalty.parts[number, block] = own
 
     return reduce
 
 
 def make_clip(dtype, name: str):
     """What scales the gradient to a global norm of at most ``clip_norm``, from the chunks' squares; one block."""
-    zero, one = dtype.type(0), dtype.type(1)
-    real = numba_type(dtype)
+    real, zero, one = numba_type(dtype), dtype.type(0), dtype.type(1)
 
     @kernel(THREADS, name)
     def find_clip(squares, clip_norm, clip):
         shared = cuda.shared.array(THREADS, real)
         square = zero
-        for k in range(cuda.threadIdx.x, squares.size, cuda.blockDim.x):
+        for k in range(cuda.threadIdx.x, squares.size, THREADS):
             square += squares[k]
         square = over_block(shared, cuda.threadIdx.x, square)
         if cuda.threadIdx.x == 0:

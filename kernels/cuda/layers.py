@@ -8,9 +8,8 @@ import math
 
 from ..problem import BATCH_NORM, LAYER_NORM, SCALE
 from .compat import cuda, device_function, kernel, numba_type
-from .forward import LANES, THREADS, update_key
-from .forward import POSITION as AT
-from .layout import EPSILON, KIND, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, STRIDE_OUT, W
+from .forward import LANES, THREADS, key_of
+from .layout import EPSILON, KIND, MOVING, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, STRIDE_OUT, W
 
 #: What the moving averages take from each batch.
 MOMENTUM = 0.1
@@ -70,12 +69,12 @@ def make_normalize_rows(dtype, finish, name: str | None):
     zero, one = dtype.type(0), dtype.type(1)
 
     @kernel(THREADS, name)
-    def normalize_rows(network, memory, cursor, step, update_rows, first, n_rows, max_rows, depth, training):
+    def normalize_rows(network, memory, chunk, depth, training):
         shared = cuda.shared.array(THREADS, real)
         thread = cuda.threadIdx.x
         lane = thread % LANES
         row = cuda.blockIdx.x * (THREADS // LANES) + thread // LANES
-        inside = row < n_rows
+        inside = row < chunk.n_rows
         layer = network.layers[depth]
         n, stride = layer[N_OUT], layer[STRIDE_OUT]
         place = layer[NODE_IN] + row * stride
@@ -91,13 +90,13 @@ def make_normalize_rows(dtype, finish, name: str | None):
         square = over_lanes(shared, lane, thread, square, False)
         deviation = one / math.sqrt(square / type(mean)(n) + network.numbers[depth, EPSILON])
         if inside:
-            memory.statistics[layer[STATISTICS] * max_rows + row] = deviation
-            key = update_key(cursor, cursor[AT] + step * update_rows)
+            memory.statistics[layer[STATISTICS] + row] = deviation
+            key = key_of(chunk)
             for k in range(lane, stride, LANES):
                 x = (memory.a[place + k] - mean) * deviation if k < n else zero
                 memory.a[place + k] = x
                 y = x * memory.theta[layer[W] + k] + memory.theta[layer[W] + stride + k]
-                finish(network, memory, depth, first, row, k, y, key, training)
+                finish(network, memory, chunk, key, depth, row, k, y, training)
 
     return normalize_rows
 
@@ -107,19 +106,19 @@ def make_normalize_columns(dtype, finish, name: str | None):
     zero, one = dtype.type(0), dtype.type(1)
 
     @kernel(THREADS, name)
-    def normalize_columns(network, memory, cursor, step, update_rows, first, n_rows, moments, units, depth, training):
+    def normalize_columns(network, memory, chunk, depth, training):
         layer = network.layers[depth]
         n, stride = layer[N_OUT], layer[STRIDE_OUT]
-        key = update_key(cursor, cursor[AT] + step * update_rows)
-        for i in range(cuda.grid(1), n_rows * stride, cuda.gridsize(1)):
+        key = key_of(chunk)
+        for i in range(cuda.grid(1), chunk.n_rows * stride, cuda.gridsize(1)):
             row, k = i // stride, i % stride
             x = memory.a[layer[NODE_IN] + i]
             if layer[KIND] == BATCH_NORM and k < n:
-                unit = moments + layer[STATISTICS] + k
-                x = (x - memory.statistics[unit + MEAN * units]) * memory.statistics[unit + DEVIATION * units]
+                unit = layer[STATISTICS] + k
+                x = (x - memory.statistics[unit + MEAN * n]) * memory.statistics[unit + DEVIATION * n]
                 memory.a[layer[NODE_IN] + i] = x
             y = x * memory.theta[layer[W] + k] + memory.theta[layer[W] + stride + k]
-            finish(network, memory, depth, first, row, k, y, key, training)
+            finish(network, memory, chunk, key, depth, row, k, y, training)
             if layer[KIND] == SCALE and training:
                 memory.delta[layer[NODE_OUT] + i] = one if k < n else zero
 
@@ -135,13 +134,13 @@ def make_batch_moments(dtype, name: str):
     zero, one, momentum = dtype.type(0), dtype.type(1), dtype.type(MOMENTUM)
 
     @kernel(THREADS, name)
-    def batch_moments(network, memory, n_rows, moments, units, depth, training):
+    def batch_moments(network, memory, n_rows, depth, training):
         shared = cuda.shared.array(THREADS, real)
         thread = cuda.threadIdx.x
         k = cuda.blockIdx.x * LANES + thread % LANES
         layer = network.layers[depth]
-        inside = k < layer[N_OUT]
-        unit, stride = layer[STATISTICS] + k, layer[STRIDE_OUT]
+        n, stride = layer[N_OUT], layer[STRIDE_OUT]
+        inside, unit, moving = k < n, layer[STATISTICS] + k, layer[MOVING] + k
         mean = variance = zero
         if training:
             if inside:
@@ -157,13 +156,13 @@ def make_batch_moments(dtype, name: str):
             if training:
                 unbiased = variance / type(mean)(max(n_rows - 1, 1))
                 variance /= type(mean)(n_rows)
-                memory.moving[unit] += momentum * (mean - memory.moving[unit])
-                memory.moving[units + unit] += momentum * (unbiased - memory.moving[units + unit])
+                memory.moving[moving] += momentum * (mean - memory.moving[moving])
+                memory.moving[moving + n] += momentum * (unbiased - memory.moving[moving + n])
             else:
-                mean, variance = memory.moving[unit], memory.moving[units + unit]
+                mean, variance = memory.moving[moving], memory.moving[moving + n]
             deviation = one / math.sqrt(variance + network.numbers[depth, EPSILON])
-            memory.statistics[moments + MEAN * units + unit] = mean
-            memory.statistics[moments + DEVIATION * units + unit] = deviation
+            memory.statistics[unit + MEAN * n] = mean
+            memory.statistics[unit + DEVIATION * n] = deviation
 
     return batch_moments
 
@@ -174,16 +173,16 @@ def make_gains_gradient(dtype, name: str):
     zero = dtype.type(0)
 
     @kernel(THREADS, name)
-    def gains_gradient(network, memory, first, n_rows, moments, units, depth):
+    def gains_gradient(network, memory, chunk, depth):
         shared = cuda.shared.array(THREADS, real)
         thread = cuda.threadIdx.x
         k = cuda.blockIdx.x * LANES + thread % LANES
         layer = network.layers[depth]
-        inside = k < layer[N_OUT]
-        stride = layer[STRIDE_OUT]
+        n, stride = layer[N_OUT], layer[STRIDE_OUT]
+        inside = k < n
         total = total_x = zero
         if inside:
-            for r in range(thread // LANES, n_rows, THREADS // LANES):
+            for r in range(thread // LANES, chunk.n_rows, THREADS // LANES):
                 delta = memory.delta[layer[NODE_OUT] + r * stride + k]
                 total += delta
                 total_x += delta * memory.a[layer[NODE_IN] + r * stride + k]
@@ -191,11 +190,11 @@ def make_gains_gradient(dtype, name: str):
         if inside and thread < LANES:
             gain = layer[W] + k
             if layer[KIND] == BATCH_NORM:
-                unit = moments + layer[STATISTICS] + k
-                memory.statistics[unit + DELTA * units] = memory.theta[gain] * total / type(total)(n_rows)
-                memory.statistics[unit + DELTA_X * units] = memory.theta[gain] * total_x / type(total)(n_rows)
-            memory.grad[gain] = total_x + (memory.grad[gain] if first else zero)
-            memory.grad[gain + stride] = total + (memory.grad[gain + stride] if first else zero)
+                unit, scale = layer[STATISTICS] + k, memory.theta[gain] / type(total)(chunk.n_rows)
+                memory.statistics[unit + DELTA * n] = scale * total
+                memory.statistics[unit + DELTA_X * n] = scale * total_x
+            memory.grad[gain] = total_x + (memory.grad[gain] if chunk.first else zero)
+            memory.grad[gain + stride] = total + (memory.grad[gain + stride] if chunk.first else zero)
 
     return gains_gradient
 
@@ -206,7 +205,7 @@ def make_rows_back(dtype, name: str):
     zero = dtype.type(0)
 
     @kernel(THREADS, name)
-    def rows_back(network, memory, n_rows, max_rows, depth):
+    def rows_back(network, memory, n_rows, depth):
         shared = cuda.shared.array(THREADS, real)
         thread = cuda.threadIdx.x
         lane = thread % LANES
@@ -226,7 +225,7 @@ def make_rows_back(dtype, name: str):
         if layer[KIND] != LAYER_NORM:
             centre = zero
         if inside:
-            deviation = memory.statistics[layer[STATISTICS] * max_rows + row]
+            deviation = memory.statistics[layer[STATISTICS] + row]
             for k in range(lane, n, LANES):
                 g = memory.theta[layer[W] + k] * memory.delta[out + k]
                 memory.delta[place + k] = deviation * (g - centre - memory.a[place + k] * slope)
@@ -241,19 +240,17 @@ def make_columns_back(dtype, name: str):
     zero = dtype.type(0)
 
     @kernel(THREADS, name)
-    def columns_back(network, memory, n_rows, moments, units, depth):
+    def columns_back(network, memory, n_rows, depth):
         layer = network.layers[depth]
-        stride = layer[STRIDE_OUT]
+        n, stride = layer[N_OUT], layer[STRIDE_OUT]
         for i in range(cuda.grid(1), n_rows * stride, cuda.gridsize(1)):
             k = i % stride
             result = zero
-            if k < layer[N_OUT]:
-                unit = moments + layer[STATISTICS] + k
+            if k < n:
+                unit = layer[STATISTICS] + k
                 g = memory.theta[layer[W] + k] * memory.delta[layer[NODE_OUT] + i]
-                x_part = memory.a[layer[NODE_IN] + i] * memory.statistics[unit + DELTA_X * units]
-                result = memory.statistics[unit + DEVIATION * units] * (
-                    g - memory.statistics[unit + DELTA * units] - x_part
-                )
+                x_part = memory.a[layer[NODE_IN] + i] * memory.statistics[unit + DELTA_X * n]
+                result = memory.statistics[unit + DEVIATION * n] * (g - memory.statistics[unit + DELTA * n] - x_part)
             memory.delta[layer[NODE_IN] + i] = result
 
     return columns_back

@@ -18,8 +18,8 @@ NONE = 1 << 62
 
 
 def make_convert(dtype, n_dims: int, name: str):
-    """Copy a matrix or vector of any numbers, row after row, with zeros up to a stride, standardised in double precision
-    if wanted.
+    """Copy a matrix or vector of any numbers, row after row, with zeros up to a stride; standardising is in double
+    precision.
     """
     number, zero = dtype.type, dtype.type(0)
     get = device_function((lambda source, i, k: source[i]) if n_dims == 1 else (lambda source, i, k: source[i, k]))

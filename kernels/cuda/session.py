@@ -3,62 +3,41 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from functools import cache, partial
+from functools import partial
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
 from numba import njit
 
 from .. import random
-from ..activations import ACTIVATIONS, Activation
 from ..digest import DIGEST
-from ..losses import LOSSES, SMOOTHING, Loss, identity_link
-from ..optimizers import N_SCALARS, OPTIMIZERS, Optimizer
-from ..problem import (
-    BATCH_NORM,
-    DENSE,
-    SCALE,
-    SUM,
-    Choice,
-    Custom,
-    CustomRule,
-    Data,
-    Progress,
-    Topology,
-    Update,
-    samples_alone,
-)
+from ..optimizers import N_SCALARS
+from ..problem import BATCH_NORM, DENSE, SCALE, SUM, Choice, Data, Progress, Topology, Update, samples_alone
 from . import compat, delta, epoch, forward, fused, gradient, layers, layout
-from .compat import mark, n_blocks, plain
+from .compat import n_blocks
+from .feed import Feed
 from .forward import LANES, MOST_BLOCKS, THREADS
-from .gemm import FUSED_TILES, TILES, Tile
-from .layout import Memory, Network, Samples
-from .resident import Resident, borrow
-from .tensor import PRECISIONS, TENSOR_TILES, TensorTile
+from .functions import activations_of, loss_of, rule_of
+from .layout import Chunk, Memory, Network, Penalty, Reports, Rule, Samples
+from .plan import make_plan
+from .resident import borrow
+from .tensor import PRECISIONS
 
 __all__ = ["PRECISIONS", "Session", "borrow", "compat"]
 
 #: Updates of a turn, at most: so many losses and scalars are kept.
 TURN = 1024
-#: A slice of a batch has at least so many of a product's slices in depth.
-SLICE_STEPS = 4
-#: Numbers that gradients by slices may take.
-GRADIENT_SIZE = 1 << 27
-#: Blocks that keep a multiprocessor busy.
-BLOCKS = 2
-#: The widest layer of a step that is fused, and how many slices of a product a launch takes as long as.
-FUSED_WIDTH, LAUNCH_STEPS = 128, 4
 #: Updates in a CUDA graph, at most.
 GRAPH_STEPS = 16
 #: The compute capability that brought tf32 and bf16.
 OLDEST_WITH_TENSOR_CORES = (8, 0)
-#: Codes of the user's own functions, from here on.
-CUSTOM = 1 << 10
 
 _permute = njit(random.permute)
 
 
 def _begin_epoch(order, seed, number):
+    """The key of an epoch, and its permutation in ``order``, unless that is empty."""
     key = random.fold(random.mix(seed), number)
     if order.size:
         _permute(order, key)
@@ -102,167 +81,77 @@ class Session:
         graph_steps: int = GRAPH_STEPS,
     ):
         compat.require_gpu(OLDEST_WITH_TENSOR_CORES if precision else compat.OLDEST)
-        self.topology = topology
-        self.update_rows = update_rows or batch_rows
-        self._graph_steps, self._precision = graph_steps, precision
-        self._dtype = dtype = topology.dtype
-        self._layers = network_layers = topology.layers
+        self.topology, self.update_rows = topology, update_rows or batch_rows
+        self._layers, self._dtype = topology.layers, topology.dtype
+        self.dropout = np.array([layer.dropout for layer in self._layers])
+        whole = any(layer.kind == BATCH_NORM for layer in self._layers)  # which sees an update's rows at once
+        self._rows = self.update_rows if whole else min(batch_rows, self.update_rows)
+        codes, self._finish = activations_of(self._layers, self._dtype)
+        self._table, self._sizes = layout.layer_table(self._layers, codes, self._rows)
+        self._loss, self._loss_of = loss_of(topology)
+        self._noise = topology.input_noise
+        self._reads_samples = self._layers[0].kind == DENSE and self._noise == 0
+        if self._rows < self.update_rows or not self._reads_samples:
+            fused = False
+        self._plan = make_plan(self._layers, self._sizes.theta, self._rows, self._dtype, precision, fused)
+        self._graph_steps = graph_steps
+        self._feeds: list[Feed] = []
         self._stream = compat.new_stream()
-        self.dropout = np.array([layer.dropout for layer in network_layers])
-        has_batch_norm = any(layer.kind == BATCH_NORM for layer in network_layers)
-        self._rows = self.update_rows if has_batch_norm else min(batch_rows, self.update_rows)
-        codes, activate = _activations([layer.activation for layer in network_layers])
-        self._table, self._sizes = layout.layer_table(network_layers, codes, self._rows)
-        self._finish = _finish(dtype, activate)
-        self._loss, self._loss_setting, self._options, self._loss_of = _loss(topology)
-        self._noise = dtype.type(topology.input_noise)
-        self._alone = samples_alone(np.zeros((0, 0), dtype))
-        self._from_samples = int(network_layers[0].kind == DENSE and topology.input_noise == 0)
         with compat.device_errors():
             self._network = Network(
                 compat.to_device(self._table, self._stream),
-                compat.to_device(np.zeros((len(network_layers), 4), dtype), self._stream),
+                compat.to_device(np.zeros((len(self._layers), 4), self._dtype), self._stream),
             )
-            self._cursor = compat.zeros(3, np.int64, self._stream)
-            self._ones = compat.to_device(np.ones(1, dtype), self._stream)
-            self._clip = compat.to_device(np.ones(1, dtype), self._stream)
-            self._uploaded: dict[int, tuple[np.ndarray, Any]] = {}
-            self._plan_products()
-            self._plan_fused(fused)
-            self._tiles_there = compat.to_device(self._tiles, self._stream)
+            self._tiles = compat.to_device(self._plan.tiles, self._stream)
+            self._cursor = compat.zeros(4, np.int64, self._stream)
+            self._one = compat.to_device(np.ones(1, self._dtype), self._stream)
             self._allocate(0, False)
-            self._upload_state(theta, moving, np.zeros((0, 0), dtype))
+            self._memory.theta.copy_to_device(self._pack(theta), stream=self._stream)
+            if moving.size:
+                flat = layout.pack_moving(self._layers, moving).astype(self._dtype)
+                self._memory.moving.copy_to_device(flat, stream=self._stream)
 
     def __enter__(self) -> Session:
         return self
 
     def __exit__(self, *exception) -> None:
-        self._uploaded.clear()
-        self._graphs = {}
+        self._feeds, self._graphs = [], {}
 
-    def _plan_products(self) -> None:
-        """Which tile each product takes, and how a batch is cut into slices for the gradient."""
-        n_multiprocessors = compat.n_multiprocessors()
-        large, small = TENSOR_TILES[self._precision] if self._precision else TILES[self._dtype.itemsize]
-
-        def tile(n_rows: int, n_columns: int, repeated: int = 1) -> Tile | TensorTile:
-            blocks = n_blocks(n_rows, large.rows) * n_blocks(n_columns, large.columns)
-            return large if blocks * repeated >= n_multiprocessors else small
-
-        rows = self._rows
-        self._forward_tiles = [tile(rows, layer.n_out) for layer in self._layers]
-        self._delta_tiles = [tile(rows, layer.n_in) for layer in self._layers]
-        dense = [(depth, layer) for depth, layer in enumerate(self._layers) if layer.kind == DENSE]
-        biggest = max((layer for _, layer in dense), key=lambda layer: layer.n_in * layer.n_out)
-        most = n_blocks(rows, SLICE_STEPS * small.depth)
-        self._gradient_tile = chosen = tile(biggest.n_in + 1, biggest.n_out, most)
-        self._tiles = self._tile_table(chosen)
-        most = min(n_blocks(rows, SLICE_STEPS * chosen.depth), self._most_slices())
-        self._n_slices = min(most, n_blocks(BLOCKS * n_multiprocessors, len(self._tiles)))
-
-    def _tile_table(self, tile: Tile | TensorTile) -> np.ndarray:
-        """The tiles of all dense layers' gradients, as `gradient` reads them."""
-        return np.array(
-            [
-                (depth, row, column)
-                for depth, layer in enumerate(self._layers)
-                if layer.kind == DENSE
-                for row in range(0, layer.n_in + 1, tile.rows)
-                for column in range(0, layer.n_out, tile.columns)
-            ]
-        )
-
-    def _most_slices(self) -> int:
-        return max(1, GRADIENT_SIZE // self._sizes.theta)
-
-    def _plan_fused(self, wanted: bool | None) -> None:
-        """Whether a step is fused, and in how many blocks."""
-        self._fused_tile: Tile | TensorTile | None = None
-        dense = all(layer.kind == DENSE for layer in self._layers)
-        narrow = max(self.topology.layer_sizes) <= FUSED_WIDTH
-        one_chunk = self._rows == self.update_rows
-        if wanted is False or not (dense and narrow and one_chunk and self._from_samples):
-            return
-        n_multiprocessors, rows = compat.n_multiprocessors(), self._rows
-        large, small = TENSOR_TILES[self._precision] if self._precision else FUSED_TILES[self._dtype.itemsize]
-        tile = large if n_blocks(rows, large.rows) >= n_multiprocessors else small
-        tiles = self._tile_table(tile)
-        n_slices = min(n_blocks(rows, tile.rows), BLOCKS * n_multiprocessors, self._most_slices())
-        if wanted or self._fused_wins(tile, tiles, n_slices):
-            self._fused_tile, self._tiles, self._n_slices = tile, tiles, n_slices
-
-    def _fused_wins(self, tile: Tile | TensorTile, tiles: np.ndarray, n_slices: int) -> bool:
-        """Compare how many slices of products stand one after the other, and launches, which count as some."""
-
-        def steps(depth: int) -> int:
-            return n_blocks(depth, tile.depth)
-
-        sizes = [(layer.n_in, layer.n_out) for layer in self._layers]
-        products = [(n_out, n_in) for n_in, n_out in sizes] + sizes[1:]  # forward, and back but for the first
-        one_by_one = sum(steps(depth) for _, depth in products)
-        in_a_row = sum(n_blocks(width, tile.columns) * steps(depth) for width, depth in products)
-        of_block = n_blocks(self._rows, n_slices)
-        fused = n_blocks(of_block, tile.rows) * in_a_row + len(tiles) * steps(of_block)
-        waves = n_blocks(self._rows, tile.rows * BLOCKS * compat.n_multiprocessors())
-        launched = waves * one_by_one + steps(n_blocks(self._rows, self._n_slices)) + 2 * len(sizes) * LAUNCH_STEPS
-        return fused < launched
+    def _pack(self, theta: np.ndarray) -> np.ndarray:
+        return layout.pack(self._layers, theta)
 
     def _allocate(self, n_slots: int, has_average: bool) -> None:
         """Memory for a training with so many slots; what was in it is lost."""
-        theta, row, units, norms = self._sizes
+        theta, row, statistics, moving = self._sizes
         dtype, stream = self._dtype, self._stream
-        parts = np.cumsum([0, theta, 2 * units, n_slots * theta, has_average * theta])
+        parts = np.cumsum([0, theta, moving, n_slots * theta, has_average * theta])
         self._state = compat.zeros(parts[-1], dtype, stream)
-        views = [self._state[a:b] if b > a else self._clip for a, b in zip(parts, parts[1:], strict=False)]
+        views = [self._state[a:b] if b > a else self._one for a, b in pairwise(parts)]
         self._memory = Memory(
             a=compat.zeros(row * self._rows, dtype, stream),
             delta=compat.zeros(row * self._rows, dtype, stream),
             theta=views[0],
             slots=views[2],
-            grad=compat.zeros(self._n_slices * theta, dtype, stream),
+            grad=compat.zeros(self._plan.n_slices * theta, dtype, stream),
             average=views[3],
             moving=views[1],
-            statistics=compat.zeros(norms * self._rows + 4 * units, dtype, stream),
+            statistics=compat.zeros(statistics, dtype, stream),
         )
-        self._moments = norms * self._rows
-
-    def _upload_state(self, theta: np.ndarray, moving: np.ndarray, slots: np.ndarray) -> None:
-        parts = [layout.pack(self._layers, theta), moving.ravel().astype(self._dtype)]
-        parts += [layout.pack(self._layers, slot) for slot in slots]
-        state = np.zeros(self._state.size, self._dtype)
-        flat = np.concatenate(parts)
-        state[: flat.size] = flat
-        self._state.copy_to_device(state, stream=self._stream)
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
-        self._memory.theta.copy_to_device(layout.pack(self._layers, theta), stream=self._stream)
+        with compat.device_errors():
+            self._memory.theta.copy_to_device(self._pack(theta), stream=self._stream)
 
-    def _samples(self, data: Data) -> Samples:
-        """The data in the GPU's memory, in the order of its rows."""
-        return Samples(
-            self._upload(data.X, layout.padded(data.X.shape[1])),
-            self._upload(data.targets),
-            self._upload(data.labels),
-            self._upload(data.weight),
-            self._upload(data.order),
-            int(data.labels.size > 0),
-            int(data.weight.size > 0),
-            0,
-        )
-
-    def _upload(self, array: np.ndarray | Resident, stride: int = 0) -> Any:
-        """Copy an array, its rows padded to ``stride``, once for as long as the session lasts; what is there is used."""
-        if isinstance(array, Resident):
-            return array.flat
-        if id(array) not in self._uploaded:
-            rows = array
-            if stride > array.shape[-1]:
-                rows = np.zeros((len(array), stride), array.dtype)
-                rows[:, : array.shape[1]] = array
-            kept = compat.to_device(rows.ravel() if rows.size else np.zeros(1, rows.dtype), self._stream)
-            self._uploaded[id(array)] = array, kept
-        return self._uploaded[id(array)][1]
+    def _feed(self, data: Data, shuffle: bool) -> Feed:
+        """What brings these samples; it is kept for as long as the session lasts."""
+        for feed in self._feeds:
+            same = all(a is b for a, b in zip(feed.data, data, strict=True))
+            alone = data.X is feed.data.X and not data.targets.size and not data.labels.size
+            if (same or alone) and bool(feed.order.size) == shuffle:
+                return feed
+        self._feeds.append(Feed(data, self._stream, shuffle, self.update_rows))
+        return self._feeds[-1]
 
     def start(
         self,
@@ -282,46 +171,51 @@ class Session:
 
         As in the CPU's session; with ``apply`` False gradients are left in ``Memory.grad``, and nothing is updated.
         """
-        stream, dtype = self._stream, self._dtype
-        self._data, self._update, self._learning_rate = data, update, learning_rate
+        stream, dtype, topology = self._stream, self._dtype, self.topology
+        self._n_samples, self._update, self._learning_rate = len(data.X), update, learning_rate
         self._targets = theta, moving, slots
-        self._shuffle, self._first_epoch, self._apply = shuffle, first_epoch, apply
+        self._first_epoch, self._apply = first_epoch, apply
         self._epoch = self._position = 0
         self._step = self.published_step = step
         self.losses = np.zeros(len(learning_rate))
         self._sums = np.zeros(2)
-        self._rule, self._prepare_of, self._update_of = _rule(update.rule)
-        n_groups = len(update.hyper)
+        self._code, self._prepare_of, self._update_of = rule_of(update.rule)
+        chunks = self._parameter_chunks(update.groups)
+        self._n_chunks, self._n_penalties = len(chunks), len(chunks) if topology.l1 > 0 or topology.l2 > 0 else 0
+        n_parts = sum(n_blocks(rows, THREADS // LANES) for _, rows in self._chunks(self.update_rows))
+        if self._plan.fused_tile is not None:
+            n_parts = self._plan.n_slices
+        self._n_parts = n_parts
         with compat.device_errors():
-            samples = self._samples(data)
-            before = self._state
+            self._training = self._feed(data, shuffle)
+            before, kept = self._state, self._sizes.theta + self._sizes.moving
             self._allocate(len(slots), update.average_decay is not None)
-            kept = self._sizes.theta + 2 * self._sizes.units
-            if kept:
-                self._state[:kept].copy_to_device(before[:kept], stream=stream)
+            self._state[:kept].copy_to_device(before[:kept], stream=stream)
             for k, slot in enumerate(slots):
-                place = k * self._sizes.theta
-                part = self._memory.slots[place : place + self._sizes.theta]
-                part.copy_to_device(layout.pack(self._layers, slot), stream=stream)
+                part = self._memory.slots[k * self._sizes.theta : (k + 1) * self._sizes.theta]
+                part.copy_to_device(self._pack(slot), stream=stream)
             self._published = compat.zeros(self._state.size, dtype, stream)
-            if shuffle:
-                self._order = np.arange(len(data.X))
-                samples = samples._replace(order=compat.to_device(self._order, stream), ordered=1)
-            self._training_samples = samples
-            self._weights = compat.zeros(TURN, dtype, stream)
-            self._loss_of_update = compat.zeros(TURN, dtype, stream)
-            self._scalars = compat.to_device(np.zeros((TURN, n_groups, N_SCALARS), dtype), stream)
-            n_parts = sum(n_blocks(rows, THREADS // LANES) for _, rows in self._chunks(self.update_rows))
-            n_parts = n_parts if self._fused_tile is None else self._n_slices
-            self._losses = compat.to_device(np.zeros((TURN, n_parts), dtype), stream)
-            chunks = self._parameter_chunks(update.groups)
-            self._chunk_table, self._n_chunks = compat.to_device(chunks, stream), len(chunks)
-            self._penalised = self.topology.l1 > 0 or self.topology.l2 > 0
-            size = (TURN, len(chunks)) if self._penalised else (1, 1)
-            self._penalties = compat.to_device(np.zeros(size, dtype), stream)
+            self._chunk_table = compat.to_device(chunks, stream)
+            self._reports = Reports(
+                compat.zeros(TURN, dtype, stream), compat.to_device(np.zeros((TURN, n_parts), dtype), stream)
+            )
+            size = (TURN, self._n_penalties) if self._n_penalties else (1, 1)
+            self._penalty = Penalty(
+                dtype.type(topology.l1),
+                dtype.type(topology.l2),
+                int(topology.penalty_by_batch),
+                compat.to_device(np.zeros(size, dtype), stream),
+            )
+            self._rule = Rule(
+                self._code,
+                compat.to_device(np.zeros((TURN, len(update.hyper), N_SCALARS), dtype), stream),
+                compat.to_device(np.ones(1, dtype), stream),
+                dtype.type(update.clip_value),
+            )
             self._squares = compat.zeros(len(chunks), dtype, stream)
+            self._loss_of_update = compat.zeros(TURN, dtype, stream)
             self._shares = compat.zeros(TURN, dtype, stream)
-            self._graphs: dict[tuple[int, int], compat.Graph] = {}
+            self._graphs: dict[tuple[int, int, int], compat.Graph] = {}
             self._launched: set[int] = set()
 
     def _parameter_chunks(self, groups: np.ndarray) -> np.ndarray:
@@ -342,23 +236,22 @@ class Session:
             return self._train(min(max_updates, TURN), max_epochs)
 
     def _train(self, max_updates: int, max_epochs: int) -> Progress:
-        stream, n_samples = self._stream, len(self._data.X)
+        stream = self._stream
         runs = []  # (epoch, position, updates)
         count, now, position = 0, self._epoch, self._position
         while count < max_updates and now < max_epochs:
-            n = min(-(-(n_samples - position) // self.update_rows), max_updates - count)
+            n = min(-(-(self._n_samples - position) // self.update_rows), max_updates - count)
             runs.append((now, position, n))
             count, position = count + n, position + n * self.update_rows
-            if position >= n_samples:
+            if position >= self._n_samples:
                 now, position = now + 1, 0
         self._upload_settings(runs, count)
         done = 0
         for now, position, n in runs:
             self._run_epoch(now, position, n, done)
             done += n
-        report, loss, weights = (
-            array.copy_to_host(stream=stream) for array in (self._report, self._loss_of_update, self._weights)
-        )
+        arrays = self._report, self._loss_of_update, self._reports.weights
+        report, loss, weights = (array.copy_to_host(stream=stream) for array in arrays)
         stream.synchronize()
         return self._take_report(runs, report, loss.astype(np.float64), weights.astype(np.float64))
 
@@ -376,13 +269,13 @@ class Session:
             epoch.make_prepare,
             (self._prepare_of,),
             n_blocks(count * len(update.hyper), THREADS),
-            self._rule,
+            self._code,
             compat.to_device(update.hyper, stream),
             compat.to_device(update.rates, stream),
             compat.to_device(np.concatenate(rates), stream),
             self._step,
             count,
-            self._scalars,
+            self._rule.scalars,
         )
         if update.average_decay is not None:
             since = self._step + 1 + np.arange(TURN) - update.average_from
@@ -408,45 +301,29 @@ class Session:
 
     def _run_epoch(self, number: int, position: int, n: int, done: int) -> None:
         """Launch ``n`` updates from a position of an epoch on, ``done`` of this turn being launched."""
-        samples, n_samples = self._training_samples, len(self._data.X)
-        order = self._order if self._shuffle and position == 0 else np.arange(0)
+        feed, n_samples = self._training, self._n_samples
+        order = feed.order if position == 0 else np.arange(0)
         key = _begin_epoch(order, np.uint64(self.topology.seed), self._first_epoch + number)
         if order.size:
-            samples.order.copy_to_device(order, stream=self._stream)
+            feed.shuffled()
         key = np.array(key).view(np.int64)[()]
-        self._launch(epoch.make_begin, (), 1, self._cursor, position, key, done, threads=1)
-        self._launch(epoch.make_weigh, (), n, samples, self._cursor, self.update_rows, n_samples, self._weights)
-        whole = min(n, (n_samples - position) // self.update_rows)
-        self._run_updates(whole, self.update_rows)
-        if whole < n:
-            self._run_updates(1, n_samples % self.update_rows)
-        n_penalties = self._n_chunks if self._penalised else 0
-        self._launch(
-            epoch.make_sum_losses,
-            (),
-            n,
-            self._losses,
-            self._penalties,
-            n_penalties,
-            done,
-            self._loss_of_update,
-            self._report,
-        )
-        if position + n * self.update_rows >= n_samples:
-            theta = self._memory.theta
+        first, end = done, min(position + n * self.update_rows, n_samples)
+        for piece in feed.pieces(position, n):
+            self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, key, done, threads=1)
+            args = piece.samples, self._cursor, self.update_rows, n_samples, self._reports.weights
+            self._launch(epoch.make_weigh, (), piece.n_updates, *args)
+            whole = min(piece.n_updates, (n_samples - piece.position) // self.update_rows)
+            self._run_updates(piece.samples, piece.buffer, whole, self.update_rows)
+            if whole < piece.n_updates:
+                self._run_updates(piece.samples, piece.buffer, 1, n_samples % self.update_rows)
+            done += piece.n_updates
+        args = self._reports.losses, self._penalty.parts, self._n_penalties, first, self._loss_of_update, self._report
+        self._launch(epoch.make_sum_losses, (), n, *args)
+        if end == n_samples:
+            theta, state = self._memory.theta, self._state
             self._launch(epoch.make_check, (), self._grid(theta.size), theta, number, self._report)
-            updates = self._step + done + n
-            size = self._state.size
-            self._launch(
-                epoch.make_publish,
-                (),
-                self._grid(size),
-                self._state,
-                self._published,
-                number + 1,
-                updates,
-                self._report,
-            )
+            args = state, self._published, number + 1, self._step + done, self._report
+            self._launch(epoch.make_publish, (), self._grid(state.size), *args)
 
     def _grid(self, size: int) -> int:
         return min(n_blocks(size, THREADS), MOST_BLOCKS)
@@ -455,14 +332,13 @@ class Session:
         """First row and number of rows of each chunk of an update."""
         return [(first, min(self._rows, n_rows - first)) for first in range(0, n_rows, self._rows)]
 
-    def _run_updates(self, n: int, n_rows: int) -> None:
+    def _run_updates(self, samples: Samples, buffer: int, n: int, n_rows: int) -> None:
         """Launch ``n`` updates of so many rows each, from the cursor on, and move it."""
-        advance = epoch.make_advance, (), 1, self._cursor
 
         def launch(count: int) -> None:
             for step in range(count):
-                self._run_update(step, n_rows)
-            self._launch(*advance, count, self.update_rows, threads=1)
+                self._run_update(samples, step, n_rows)
+            self._launch(epoch.make_advance, (), 1, self._cursor, count, self.update_rows, threads=1)
 
         while n > 0:
             if n_rows not in self._launched or not self._graph_steps:
@@ -472,194 +348,120 @@ class Session:
                 continue
             # Powers of two, so that few graphs make up any number.
             count = min(1 << (n.bit_length() - 1), self._graph_steps)
-            if (count, n_rows) not in self._graphs:
-                self._graphs[count, n_rows] = compat.Graph(self._stream, partial(launch, count))
-            self._graphs[count, n_rows].replay()
+            key = count, n_rows, buffer
+            if key not in self._graphs:
+                self._graphs[key] = compat.Graph(self._stream, partial(launch, count))
+            self._graphs[key].replay()
             n -= count
 
-    def _run_update(self, step: int, n_rows: int) -> None:
-        if self._fused_tile is not None:
-            self._run_fused(step, n_rows)
+    def _run_update(self, samples: Samples, step: int, n_rows: int) -> None:
+        if self._plan.fused_tile is not None:
+            self._run_fused(samples, step, n_rows)
         else:
-            self._run_layers(step, n_rows)
+            self._run_layers(samples, step, n_rows)
         self._update_parameters(step)
 
-    def _run_fused(self, step: int, n_rows: int) -> None:
-        tile = self._fused_tile
-        self._launch(
-            fused.make_fused_step,
-            (tile, self._finish, self._loss_of),
-            self._n_slices,
-            self._network,
-            self._memory,
-            self._training_samples,
-            self._cursor,
-            step,
-            self.update_rows,
-            0,
-            n_rows,
-            self._tiles_there,
-            self._loss,
-            self._loss_setting,
-            self._options,
-            self._weights,
-            self._losses,
-            0,
-            threads=tile.threads,
-        )
+    def _run_fused(self, samples: Samples, step: int, n_rows: int) -> None:
+        tile = self._plan.fused_tile
+        chunk = Chunk(self._cursor, step, self.update_rows, 0, n_rows)
+        settings = tile, self._finish, self._loss_of
+        args = self._network, self._memory, samples, chunk, self._tiles, self._loss, self._reports
+        self._launch(fused.make_fused_step, settings, self._plan.n_slices, *args, threads=tile.threads)
 
-    def _run_layers(self, step: int, n_rows: int) -> None:
+    def _run_layers(self, samples: Samples, step: int, n_rows: int) -> None:
         """Forward, loss, delta and gradient, chunk by chunk and layer by layer."""
-        memory, samples = self._memory, self._training_samples
-        part = 0
-        chunks = self._chunks(n_rows)
-        for first, rows in chunks:
-            self._forward(samples, step, first, rows, 1)
-            last = first == chunks[-1][0]
-            blocks = self._losses.shape[1] - part if last else n_blocks(rows, THREADS // LANES)
-            self._output_delta(samples, step, first, rows, self._weights, self._losses, part, blocks)
+        part, tile = 0, self._plan.gradient_tile
+        for first, rows in self._chunks(n_rows):
+            chunk = Chunk(self._cursor, step, self.update_rows, first, rows)
+            self._forward(samples, chunk, 1)
+            # The last chunk of a short update writes all parts that are left, so that none is an old one.
+            blocks = n_blocks(rows, THREADS // LANES) if first + rows < n_rows else self._n_parts - part
+            self._output_delta(samples, chunk, self._reports, part, blocks)
             part += blocks
-            self._backward(first, rows)
-            place = (samples, self._cursor, step, self.update_rows, first, rows)
-            tile = self._gradient_tile
-            self._launch(
-                gradient.make_gradient,
-                (tile,),
-                (len(self._tiles), self._n_slices),
-                self._network,
-                memory,
-                *place,
-                self._tiles_there,
-                self._from_samples,
-                threads=tile.threads,
-            )
+            self._backward(samples, chunk)
+            args = self._network, self._memory, samples, chunk, self._tiles, int(self._reads_samples)
+            grid = len(self._plan.tiles), self._plan.n_slices
+            self._launch(gradient.make_gradient, (tile,), grid, *args, threads=tile.threads)
 
     def _update_parameters(self, step: int) -> None:
         memory, topology, number = self._memory, self.topology, self._dtype.type
-        l1, l2, by_batch = number(topology.l1), number(topology.l2), int(topology.penalty_by_batch)
-        penalties = self._penalties, l1, l2, by_batch, self._weights
-        n_slices = self._n_slices
-        where = memory, self._chunk_table, self._cursor, step
-        if not self._apply or np.isfinite(self._update.clip_norm):
-            self._launch(gradient.make_reduce, (), self._n_chunks, *where, n_slices, *penalties, self._squares)
-            n_slices, penalties = 1, (self._penalties, number(0), number(0), 0, self._weights)
+        n_slices, penalty, weights = self._plan.n_slices, self._penalty, self._reports.weights
+        where, clips = (memory, self._chunk_table, (self._cursor, step)), self._update.clip_norm < np.inf
+        if clips or not self._apply:
+            self._launch(gradient.make_reduce, (), self._n_chunks, *where, n_slices, penalty, weights, self._squares)
+            n_slices, penalty = 1, penalty._replace(l1=number(0), l2=number(0))
         if not self._apply:
             return
-        if np.isfinite(self._update.clip_norm):
-            self._launch(gradient.make_clip, (), 1, self._squares, number(self._update.clip_norm), self._clip)
-        self._launch(
-            gradient.make_update,
-            (self._update_of,),
-            self._n_chunks,
-            *where,
-            self._rule,
-            self._scalars,
-            n_slices,
-            *penalties,
-            self._clip,
-            number(self._update.clip_value),
-        )
-        if np.isfinite(topology.max_norm):
+        if clips:
+            self._launch(gradient.make_clip, (), 1, self._squares, number(self._update.clip_norm), self._rule.clip)
+        args = *where, n_slices, penalty, weights, self._rule
+        self._launch(gradient.make_update, (self._update_of,), self._n_chunks, *args)
+        if topology.max_norm < np.inf:
             grid = n_blocks(max(layer.n_out for layer in self._layers), THREADS), len(self._layers)
             self._launch(epoch.make_limit_norms, (), grid, self._network, memory.theta, number(topology.max_norm))
         if self._update.average_decay is not None:
             grid = self._grid(memory.theta.size)
             self._launch(epoch.make_average, (), grid, memory, self._cursor, step, self._shares)
 
-    def _forward(self, samples: Samples, step: int, first: int, rows: int, training: int) -> None:
-        """Take a chunk of an update through all layers."""
-        network, memory = self._network, self._memory
-        at = self._cursor, step, self.update_rows, first, rows
-        from_samples = self._from_samples or (not training and self._layers[0].kind == DENSE)
-        if not from_samples:
-            stride, noise = int(self._table[0, layout.STRIDE_IN]), self._noise if training else self._dtype.type(0)
-            n_in, n_layers = self.topology.layer_sizes[0], len(self._layers)
-            grid = self._grid(rows * stride)
-            self._launch(forward.make_gather, (), grid, network, memory, samples, *at, n_in, noise, n_layers)
+    def _forward(self, samples: Samples, chunk: Chunk, training: int) -> None:
+        """Take a chunk through all layers."""
+        network, memory, rows = self._network, self._memory, chunk.n_rows
+        reads_samples = self._layers[0].kind == DENSE and (self._reads_samples or not training)
+        if not reads_samples:
+            noise = self._dtype.type(self._noise if training else 0)
+            grid = self._grid(rows * int(self._table[0, layout.STRIDE_IN]))
+            n_in = self.topology.layer_sizes[0]
+            self._launch(forward.make_gather, (), grid, network, memory, samples, chunk, n_in, noise)
         for depth, layer in enumerate(self._layers):
             stride = int(self._table[depth, layout.STRIDE_OUT])
-            batch = self._moments, self._sizes.units, depth
             if layer.kind == DENSE:
-                tile = self._forward_tiles[depth]
-                self._launch(
-                    forward.make_forward,
-                    (tile, self._finish),
-                    (n_blocks(stride, tile.columns), n_blocks(rows, tile.rows)),
-                    network,
-                    memory,
-                    samples,
-                    *at,
-                    depth,
-                    int(depth == 0 and from_samples),
-                    training,
-                    threads=tile.threads,
-                )
+                tile = self._plan.forward_tiles[depth]
+                grid = n_blocks(stride, tile.columns), n_blocks(rows, tile.rows)
+                args = network, memory, samples, chunk, depth, int(reads_samples), training
+                self._launch(forward.make_forward, (tile, self._finish), grid, *args, threads=tile.threads)
             elif layer.kind == SUM:
                 self._launch(layers.make_add, (), self._grid(rows * stride), network, memory, rows, depth, training)
             elif layer.kind in (SCALE, BATCH_NORM):
                 if layer.kind == BATCH_NORM:
                     grid = n_blocks(layer.n_out, LANES)
-                    self._launch(layers.make_batch_moments, (), grid, network, memory, rows, *batch, training)
-                grid = self._grid(rows * stride)
-                self._launch(
-                    layers.make_normalize_columns, (self._finish,), grid, network, memory, *at, *batch, training
-                )
+                    self._launch(layers.make_batch_moments, (), grid, network, memory, rows, depth, training)
+                args = network, memory, chunk, depth, training
+                self._launch(layers.make_normalize_columns, (self._finish,), self._grid(rows * stride), *args)
             else:
                 grid = n_blocks(rows, THREADS // LANES)
-                place = *at, self._rows, depth, training
-                self._launch(layers.make_normalize_rows, (self._finish,), grid, network, memory, *place)
+                args = network, memory, chunk, depth, training
+                self._launch(layers.make_normalize_rows, (self._finish,), grid, *args)
 
-    def _output_delta(self, samples, step, first, rows, weights, losses, part, blocks) -> None:
-        self._launch(
-            delta.make_output_delta,
-            (self._loss_of,),
-            blocks,
-            self._network,
-            self._memory,
-            samples,
-            self._cursor,
-            step,
-            self.update_rows,
-            first,
-            rows,
-            len(self._layers) - 1,
-            self._loss,
-            self._loss_setting,
-            self._options,
-            weights,
-            losses,
-            part,
-        )
+    def _output_delta(self, samples: Samples, chunk: Chunk, reports: Reports, part: int, blocks: int) -> None:
+        args = self._network, self._memory, samples, chunk, self._loss, reports, part
+        self._launch(delta.make_output_delta, (self._loss_of,), blocks, *args)
 
-    def _backward(self, first: int, rows: int) -> None:
+    def _backward(self, samples: Samples, chunk: Chunk) -> None:
         """Take a chunk's delta back to the first layer, and the gradients of gains along."""
-        network, memory = self._network, self._memory
-        for depth, layer in reversed(list(enumerate(self._layers))):
-            stride = int(self._table[depth, layout.STRIDE_OUT])
-            batch = self._moments, self._sizes.units, depth
+        network, memory, rows = self._network, self._memory, chunk.n_rows
+        for depth in range(len(self._layers) - 1, -1, -1):
+            layer, stride = self._layers[depth], int(self._table[depth, layout.STRIDE_OUT])
+            args = network, memory, rows, depth
             if layer.kind == DENSE:
                 if depth > 0:
-                    tile = self._delta_tiles[depth]
+                    tile = self._plan.delta_tiles[depth]
                     grid = n_blocks(layer.n_in, tile.columns), n_blocks(rows, tile.rows)
-                    order = self._training_samples.order
-                    self._launch(
-                        delta.make_delta, (tile,), grid, network, memory, order, rows, depth, threads=tile.threads
-                    )
+                    of_tile = network, memory, samples.order, rows, depth
+                    self._launch(delta.make_delta, (tile,), grid, *of_tile, threads=tile.threads)
                 continue
             if layer.kind == SUM:
-                self._launch(layers.make_split, (), self._grid(rows * stride), network, memory, rows, depth)
+                self._launch(layers.make_split, (), self._grid(rows * stride), *args)
                 continue
             grid = n_blocks(layer.n_out, LANES)
-            self._launch(layers.make_gains_gradient, (), grid, network, memory, first, rows, *batch)
+            self._launch(layers.make_gains_gradient, (), grid, network, memory, chunk, depth)
             if layer.kind == BATCH_NORM:
-                self._launch(layers.make_columns_back, (), self._grid(rows * stride), network, memory, rows, *batch)
+                self._launch(layers.make_columns_back, (), self._grid(rows * stride), *args)
             elif layer.kind != SCALE:
-                grid = n_blocks(rows, THREADS // LANES)
-                self._launch(layers.make_rows_back, (), grid, network, memory, rows, self._rows, depth)
+                self._launch(layers.make_rows_back, (), n_blocks(rows, THREADS // LANES), *args)
 
     def _take_report(self, runs, report, loss, weights) -> Progress:
         """Write down what a turn has done."""
-        n_samples, done, diverged = len(self._data.X), 0, False
+        n_samples, done, diverged = self._n_samples, 0, False
         for now, position, n in runs:
             last = min(n, int(report[epoch.BAD_UPDATE]) - done + 1)
             diverged = last < n or report[epoch.BAD_UPDATE] == done + n - 1 or report[epoch.BAD_EPOCH] == now
@@ -684,12 +486,11 @@ class Session:
         theta, moving, slots = self._targets
         flat = state.copy_to_host(stream=self._stream)
         self._stream.synchronize()
-        size, units = self._sizes.theta, self._sizes.units
+        size, n_moving = self._sizes.theta, self._sizes.moving
         layout.unpack(self._layers, flat, theta)
-        if moving.size:
-            moving[:] = flat[size : size + 2 * units].reshape(2, units)
+        layout.unpack_moving(self._layers, flat[size : size + n_moving], moving)
         for k, slot in enumerate(slots):
-            layout.unpack(self._layers, flat[(k + 1) * size + 2 * units :], slot)
+            layout.unpack(self._layers, flat[n_moving + (k + 1) * size :], slot)
 
     @property
     def running_loss(self) -> float:
@@ -712,7 +513,7 @@ class Session:
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
         """Mean loss and flat gradient over all samples, without dropout and noise."""
         self.dropout[:] = 0
-        self._noise = self._dtype.type(0)
+        self._noise = 0.0
         flat = np.empty(self.topology.n_parameters, self._dtype)
         self.start(
             data,
@@ -723,7 +524,7 @@ class Session:
             shuffle=False,
             first_epoch=0,
             theta=flat,
-            moving=np.empty((2, self._sizes.units)),
+            moving=np.empty((2, self._sizes.moving // 2)),
             apply=False,
         )
         self.train(1, 1)
@@ -737,113 +538,34 @@ class Session:
         begin, stride = int(row[layout.NODE_OUT]), int(row[layout.STRIDE_OUT])
         z = np.empty((len(X), n_out), self._dtype)
         with compat.device_errors():
-            for first, rows in self._evaluate(self._samples(self._alone._replace(X=X)), len(X)):
-                part = self._memory.a[begin : begin + rows * stride].copy_to_host(stream=self._stream)
+            for first, chunk, _ in self._evaluate(samples_alone(X)):
+                part = self._memory.a[begin : begin + chunk.n_rows * stride].copy_to_host(stream=self._stream)
                 self._stream.synchronize()
-                z[first : first + rows] = part.reshape(rows, stride)[:, :n_out]
+                z[first : first + chunk.n_rows] = part.reshape(chunk.n_rows, stride)[:, :n_out]
         return z
 
     def loss(self, data: Data) -> float:
         """Weighted mean loss."""
         blocks, total = n_blocks(self._rows, THREADS // LANES), 0.0
         with compat.device_errors():
-            samples = self._samples(data)
-            losses = compat.to_device(np.zeros((1, blocks), self._dtype), self._stream)
-            for first, rows in self._evaluate(samples, len(data.X)):
-                self._output_delta(samples, 0, first, rows, self._ones, losses, 0, blocks)
-                part = losses.copy_to_host(stream=self._stream)
+            reports = Reports(self._one, compat.to_device(np.zeros((1, blocks), self._dtype), self._stream))
+            for _, chunk, samples in self._evaluate(data):
+                self._output_delta(samples, chunk, reports, 0, blocks)
+                part = reports.losses.copy_to_host(stream=self._stream)
                 self._stream.synchronize()
-                total += part.sum(dtype=np.float64)
-        return float(total) / data.total_weight
+                total += float(part.sum(dtype=np.float64))
+        return total / data.total_weight
 
-    def _evaluate(self, samples: Samples, n_samples: int) -> Iterator[tuple[int, int]]:
-        """Take chunk after chunk of the samples forward, as in inference."""
+    def _evaluate(self, data: Data) -> Iterator[tuple[int, Chunk, Samples]]:
+        """Take chunk after chunk of the samples forward, as in inference; gives its first row among them."""
         self._upload_numbers()
-        self._launch(epoch.make_begin, (), 1, self._cursor, 0, np.int64(0), 0, threads=1)
-        for first in range(0, n_samples, self._rows):
-            rows = min(self._rows, n_samples - first)
-            self._forward(samples, 0, first, rows, 0)
-            yield first, rows
-
-
-@cache
-def _activate(customs: tuple[Custom, ...]) -> Any:
-    """The device function that activates, with functions of the user's beside those of the table."""
-    if not customs:
-        return forward.activate_by_code
-
-    def row(code: int, custom: Custom) -> Activation:
-        of_user, slope_of_user = (plain(function) for function in custom)
-        return Activation(code, lambda z, p: type(z)(of_user(z)), lambda z, a, p: type(z)(slope_of_user(z)))
-
-    rows = [*ACTIVATIONS.values(), *(row(CUSTOM + k, custom) for k, custom in enumerate(customs))]
-    return mark(compat.select(rows, lambda row: forward.with_derivative(row.value, row.derivative)))
-
-
-def _activations(activations: list[Choice | Custom | None]) -> tuple[list[int], Any]:
-    """Codes, -1 for none, and the device function."""
-    customs = tuple(dict.fromkeys(a for a in activations if isinstance(a, Custom)))
-    codes = []
-    for activation in activations:
-        if isinstance(activation, Custom):
-            codes.append(CUSTOM + customs.index(activation))
-        else:
-            codes.append(-1 if activation is None else ACTIVATIONS[activation.name].code)
-    return codes, _activate(customs)
-
-
-@cache
-def _finish(dtype: np.dtype, activate: Any) -> Any:
-    made = forward.make_finish(dtype, activate)
-    return made if activate is forward.activate_by_code else mark(made)
-
-
-@cache
-def _custom_loss(custom: Custom) -> Any:
-    of_user, slope_of_user = (plain(function) for function in custom)
-
-    def value(z, t, lse, p):
-        return type(z)(of_user(z, t))
-
-    def slope(z, t, lse, p):
-        return type(z)(slope_of_user(z, t))
-
-    return mark(compat.select([Loss(0, value, slope, identity_link)], delta.with_delta))
-
-
-def _loss(topology: Topology) -> tuple[int, Any, tuple, Any]:
-    """Code, setting, options as `output_delta` wants them, and the device function."""
-    number, loss = topology.dtype.type, topology.loss
-    if isinstance(loss, Custom):
-        return 0, number(0), (number(0), number(1), 0, 0), _custom_loss(loss)
-    row = LOSSES[loss.name]
-    smoothing = loss.setting if row.setting is SMOOTHING else 0.0
-    n_classes = topology.layer_sizes[-1] if row.softmax else 2
-    options = number(smoothing / n_classes), number(1 - smoothing), int(row.softmax), int(row.pairs)
-    return row.code, number(loss.setting), options, delta.loss_by_code
-
-
-@cache
-def _custom_rule(custom: CustomRule) -> tuple[Any, Any]:
-    of_user = plain(custom.update)
-
-    def prepare(h, hyper, learning_rate, step):
-        h[0], h[1] = learning_rate, step
-        for k in range(hyper.size):
-            h[2 + k] = hyper[k]
-
-    def rule(theta, grad, slots, h):
-        return of_user(theta, grad, slots, h)
-
-    rows = [Optimizer(0, custom.n_slots, prepare, rule)]
-    return (
-        mark(compat.select(rows, lambda row: compat.device_function(row.prepare))),
-        mark(compat.select(rows, gradient.with_slots)),
-    )
-
-
-def _rule(rule: str | CustomRule) -> tuple[int, Any, Any]:
-    """Code, and the device functions that prepare and carry out the rule."""
-    if isinstance(rule, CustomRule):
-        return 0, *_custom_rule(rule)
-    return OPTIMIZERS[rule].code, epoch.prepare_by_code, gradient.update_by_code
+        n_samples = len(data.X)
+        feed = self._feed(data, shuffle=False)
+        for piece in feed.pieces(0, -(-n_samples // self.update_rows)):
+            self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, np.int64(0), 0, threads=1)
+            end = min(piece.position + piece.n_updates * self.update_rows, n_samples)
+            for first in range(piece.position, end, self._rows):
+                rows = min(self._rows, end - first)
+                chunk = Chunk(self._cursor, 0, self.update_rows, first - piece.position, rows)
+                self._forward(piece.samples, chunk, 0)
+                yield first, chunk, piece.samples
