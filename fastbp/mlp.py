@@ -304,8 +304,8 @@ class MLP:
             What NumPy can see as an array, or, for device "cuda", an array in the GPU's memory (CuPy, PyTorch, JAX,
             Numba: by the CUDA array interface or DLPack), which is not copied through the host.
         y : array
-            Likewise. Targets as the loss wants them: (n_samples, n_out), (n_samples,) for a single output, or integer labels
-            (n_samples,) for "cross_entropy".
+            Likewise. Targets as the loss wants them: (n_samples, n_out), (n_samples,) for a single output, or integer
+            labels (n_samples,) for "cross_entropy".
         sample_weight : (n_samples,) array, optional
             At least 0; losses become weighted means.
         class_weight : dict or sequence of float or "balanced", optional
@@ -407,8 +407,8 @@ class MLP:
             validation.choice("precision", precision, PRECISIONS)
             if device != "cuda" or self.dtype != np.float32:
                 raise ValueError(
-                    f"precision {precision!r} is for dtype 'float32' on device 'cuda', they are {self.dtype.name!r} and "
-                    f"{device!r}"
+                    f"precision {precision!r} is for dtype 'float32' on device 'cuda', they are {self.dtype.name!r} "
+                    f"and {device!r}"
                 )
         if validation.is_resident(data.X):
             device = "cuda"

@@ -184,7 +184,7 @@ def numeric(name: str, values: Any) -> np.ndarray:
     return array
 
 
-def finite(name: str, array: np.ndarray) -> np.ndarray:
+def finite(name: str, array: Any) -> Any:
     """``array`` if all of it is finite.
 
     Raises

@@ -24,7 +24,7 @@ class Program:
         self._running: Any = None
 
     def start(self) -> None:
-        self._output, self._errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        self._output, self._errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")  # noqa: SIM115
         self._running = subprocess.Popen(
             self._command,
             cwd=FOLDER,

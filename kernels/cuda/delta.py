@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 from ..elementary import exp, log
 from ..losses import LOSSES
@@ -30,6 +31,7 @@ def with_delta(row):
 loss_by_code = select(list(LOSSES.values()), with_delta)
 
 
+@cache
 def make_output_row(dtype, loss_of) -> Callable:
     """A device function: loss and output delta of a row of the chunk by LANES threads; each gets its part of the loss.
 
@@ -102,6 +104,7 @@ def make_output_delta(dtype, loss_of, name: str | None):
     return output_delta
 
 
+@cache
 def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
     """A device function: the tile of the delta at a dense layer's input at a ``corner`` (first row, end row, first
     column).

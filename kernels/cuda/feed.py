@@ -125,5 +125,5 @@ class _Buffer:
 
 
 def _samples(there: list, arrays: list, order: Any, shuffle: bool) -> Samples:
-    _, _, labels, weight = arrays
-    return Samples(*there, order, int(labels.size > 0), int(weight.size > 0), int(shuffle))
+    X, targets, labels, weight = there
+    return Samples(X, targets, labels, weight, order, int(arrays[2].size > 0), int(arrays[3].size > 0), int(shuffle))

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 import numpy as np
 
@@ -111,6 +112,7 @@ def input_of(network, memory, samples, chunk, depth, from_samples):
     return memory.a, layer[NODE_IN], 0, 0
 
 
+@cache
 def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Callable:
     """A device function: the tile of a dense layer's output at a ``corner`` (first row, end row, first column).
 

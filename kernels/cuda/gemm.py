@@ -5,6 +5,7 @@ shared memory, the next one while it multiplies the last.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from numba import int64
@@ -76,6 +77,7 @@ class Product(NamedTuple):
     part_size: int
 
 
+@cache
 def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_ones: bool = False) -> Product:
     """The product of ``left`` (rows, depth) and ``right`` (depth, columns).
 
@@ -164,6 +166,7 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
     )
 
 
+@cache
 def make_fetch(
     dtype, lines: int, depth: int, threads: int, along: bool, with_ones: bool = False, run: int = 1
 ) -> tuple[Callable, Callable, int]:

@@ -5,6 +5,7 @@ A gradient is summed by slices of the batch, as many as its shape says, which th
 
 import math
 from collections.abc import Callable
+from functools import cache
 
 from ..optimizers import OPTIMIZERS
 from .compat import cuda, device_function, kernel, numba_type, select
@@ -22,6 +23,7 @@ FIRST, COUNT, GROUP, PENALISED = range(4)
 CHUNK = 1024
 
 
+@cache
 def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
     """A device function: one tile of a dense layer's gradient over rows ``span``, into a slice of ``memory.grad``.
 
@@ -112,6 +114,7 @@ def with_slots(row):
 update_by_code = select(list(OPTIMIZERS.values()), with_slots)
 
 
+@cache
 def make_collect(dtype):
     """A device function: the gradient of one parameter, the penalties' slopes included, and the penalties."""
     zero, half = dtype.type(0), dtype.type(0.5)
@@ -130,6 +133,7 @@ def make_collect(dtype):
     return device_function(collect)
 
 
+@cache
 def make_scale_of(dtype):
     """A device function: what penalties count for a chunk of parameters, 0 where there are none."""
     zero, one = dtype.type(0), dtype.type(1)

@@ -7,7 +7,8 @@ from typing import NamedTuple
 import numpy as np
 
 from ..problem import DENSE, Layer
-from .compat import n_blocks, n_multiprocessors
+from . import compat
+from .compat import n_blocks
 from .gemm import FUSED_TILES, TILES, Tile
 from .tensor import TENSOR_TILES, TensorTile
 
@@ -54,14 +55,14 @@ def make_plan(
 
     def tile(n_rows: int, n_columns: int, repeated: int = 1) -> Tile | TensorTile:
         blocks = n_blocks(n_rows, large.rows) * n_blocks(n_columns, large.columns)
-        return large if blocks * repeated >= n_multiprocessors() else small
+        return large if blocks * repeated >= compat.n_multiprocessors() else small
 
     biggest = max((layer for layer in layers if layer.kind == DENSE), key=lambda layer: layer.n_in * layer.n_out)
     gradient_tile = tile(biggest.n_in + 1, biggest.n_out, n_blocks(rows, SLICE_STEPS * small.depth))
     tiles = _tile_table(layers, gradient_tile)
     n_slices = min(
         n_blocks(rows, SLICE_STEPS * gradient_tile.depth),
-        n_blocks(BLOCKS * n_multiprocessors(), len(tiles)),
+        n_blocks(BLOCKS * compat.n_multiprocessors(), len(tiles)),
         most_slices,
     )
     plan = Plan(
@@ -76,11 +77,11 @@ def make_plan(
     if fused is False or widest > FUSED_WIDTH or any(layer.kind != DENSE for layer in layers):
         return plan
     large, small = TENSOR_TILES[precision] if precision else FUSED_TILES[dtype.itemsize]
-    fused_tile = large if n_blocks(rows, large.rows) >= n_multiprocessors() else small
+    fused_tile = large if n_blocks(rows, large.rows) >= compat.n_multiprocessors() else small
     of_fused = plan._replace(
         fused_tile=fused_tile,
         tiles=_tile_table(layers, fused_tile),
-        n_slices=min(n_blocks(rows, fused_tile.rows), BLOCKS * n_multiprocessors(), most_slices),
+        n_slices=min(n_blocks(rows, fused_tile.rows), BLOCKS * compat.n_multiprocessors(), most_slices),
     )
     return of_fused if fused or _fused_wins(layers, rows, of_fused, n_slices) else plan
 
@@ -113,6 +114,6 @@ def _fused_wins(layers: list[Layer], rows: int, plan: Plan, n_slices: int) -> bo
     in_a_row = sum(n_blocks(width, tile.columns) * steps(depth) for width, depth in products)
     of_block = n_blocks(rows, plan.n_slices)
     fused = n_blocks(of_block, tile.rows) * in_a_row + len(plan.tiles) * steps(of_block)
-    waves = n_blocks(rows, tile.rows * BLOCKS * n_multiprocessors())
+    waves = n_blocks(rows, tile.rows * BLOCKS * compat.n_multiprocessors())
     launched = waves * sum(steps(depth) for _, depth in products) + steps(n_blocks(rows, n_slices))
     return fused < launched + 2 * len(layers) * LAUNCH_STEPS

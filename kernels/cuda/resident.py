@@ -80,6 +80,7 @@ class Resident:
     ) -> Resident:
         """The numbers in another type, standardised where mean and scale are given; in place where nothing changes."""
         array, standardised = self._array, mean is not None
+        mean, scale = (np.zeros(1), np.ones(1)) if mean is None or scale is None else (mean, scale)
         n_columns = self.shape[1] if self.ndim == 2 else 1
         stride = padded(n_columns) if pad and self.ndim == 2 else n_columns
         in_place = array.is_c_contiguous() and compat.address(array) % ALIGNMENT == 0
@@ -93,8 +94,8 @@ class Resident:
                 stream,
                 array,
                 n_columns,
-                compat.to_device(mean if standardised else np.zeros(1), stream),
-                compat.to_device(scale if standardised else np.ones(1), stream),
+                compat.to_device(mean, stream),
+                compat.to_device(scale, stream),
                 int(standardised),
                 stride,
                 out,

@@ -36,7 +36,7 @@ OLDEST_WITH_TENSOR_CORES = (8, 0)
 _permute = njit(random.permute)
 
 
-def _begin_epoch(order, seed, number):
+def begin_epoch(order, seed, number):
     """The key of an epoch, and its permutation in ``order``, unless that is empty."""
     key = random.fold(random.mix(seed), number)
     if order.size:
@@ -44,7 +44,7 @@ def _begin_epoch(order, seed, number):
     return key
 
 
-_begin_epoch: Any = njit(cache=True)(_begin_epoch)
+_begin_epoch: Any = njit(cache=True)(begin_epoch)
 _begin_epoch._cache._cache_file._source_stamp = DIGEST
 
 
@@ -96,6 +96,7 @@ class Session:
         self._plan = make_plan(self._layers, self._sizes.theta, self._rows, self._dtype, precision, fused)
         self._graph_steps = graph_steps
         self._feeds: list[Feed] = []
+        self._graphs: dict[tuple[int, int, int], compat.Graph] = {}
         self._stream = compat.new_stream()
         with compat.device_errors():
             self._network = Network(
@@ -215,7 +216,7 @@ class Session:
             self._squares = compat.zeros(len(chunks), dtype, stream)
             self._loss_of_update = compat.zeros(TURN, dtype, stream)
             self._shares = compat.zeros(TURN, dtype, stream)
-            self._graphs: dict[tuple[int, int, int], compat.Graph] = {}
+            self._graphs = {}
             self._launched: set[int] = set()
 
     def _parameter_chunks(self, groups: np.ndarray) -> np.ndarray:
@@ -310,7 +311,8 @@ class Session:
         first, end = done, min(position + n * self.update_rows, n_samples)
         for piece in feed.pieces(position, n):
             self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, key, done, threads=1)
-            args = piece.samples, self._cursor, self.update_rows, n_samples, self._reports.weights
+            weights = self._reports.weights
+            args: tuple = piece.samples, self._cursor, self.update_rows, n_samples, weights
             self._launch(epoch.make_weigh, (), piece.n_updates, *args)
             whole = min(piece.n_updates, (n_samples - piece.position) // self.update_rows)
             self._run_updates(piece.samples, piece.buffer, whole, self.update_rows)
@@ -362,7 +364,7 @@ class Session:
         self._update_parameters(step)
 
     def _run_fused(self, samples: Samples, step: int, n_rows: int) -> None:
-        tile = self._plan.fused_tile
+        tile: Any = self._plan.fused_tile
         chunk = Chunk(self._cursor, step, self.update_rows, 0, n_rows)
         settings = tile, self._finish, self._loss_of
         args = self._network, self._memory, samples, chunk, self._tiles, self._loss, self._reports
@@ -394,19 +396,20 @@ class Session:
             return
         if clips:
             self._launch(gradient.make_clip, (), 1, self._squares, number(self._update.clip_norm), self._rule.clip)
-        args = *where, n_slices, penalty, weights, self._rule
+        args: tuple = *where, n_slices, penalty, weights, self._rule
         self._launch(gradient.make_update, (self._update_of,), self._n_chunks, *args)
         if topology.max_norm < np.inf:
             grid = n_blocks(max(layer.n_out for layer in self._layers), THREADS), len(self._layers)
             self._launch(epoch.make_limit_norms, (), grid, self._network, memory.theta, number(topology.max_norm))
         if self._update.average_decay is not None:
-            grid = self._grid(memory.theta.size)
-            self._launch(epoch.make_average, (), grid, memory, self._cursor, step, self._shares)
+            args = memory, self._cursor, step, self._shares
+            self._launch(epoch.make_average, (), self._grid(memory.theta.size), *args)
 
     def _forward(self, samples: Samples, chunk: Chunk, training: int) -> None:
         """Take a chunk through all layers."""
         network, memory, rows = self._network, self._memory, chunk.n_rows
         reads_samples = self._layers[0].kind == DENSE and (self._reads_samples or not training)
+        grid: int | tuple[int, int]
         if not reads_samples:
             noise = self._dtype.type(self._noise if training else 0)
             grid = self._grid(rows * int(self._table[0, layout.STRIDE_IN]))
@@ -417,7 +420,7 @@ class Session:
             if layer.kind == DENSE:
                 tile = self._plan.forward_tiles[depth]
                 grid = n_blocks(stride, tile.columns), n_blocks(rows, tile.rows)
-                args = network, memory, samples, chunk, depth, int(reads_samples), training
+                args: tuple = network, memory, samples, chunk, depth, int(reads_samples), training
                 self._launch(forward.make_forward, (tile, self._finish), grid, *args, threads=tile.threads)
             elif layer.kind == SUM:
                 self._launch(layers.make_add, (), self._grid(rows * stride), network, memory, rows, depth, training)
@@ -439,6 +442,7 @@ class Session:
     def _backward(self, samples: Samples, chunk: Chunk) -> None:
         """Take a chunk's delta back to the first layer, and the gradients of gains along."""
         network, memory, rows = self._network, self._memory, chunk.n_rows
+        grid: int | tuple[int, int]
         for depth in range(len(self._layers) - 1, -1, -1):
             layer, stride = self._layers[depth], int(self._table[depth, layout.STRIDE_OUT])
             args = network, memory, rows, depth

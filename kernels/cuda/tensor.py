@@ -5,6 +5,7 @@ the block multiplies fragments of it.
 """
 
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 from numba import int64
@@ -91,6 +92,7 @@ if SIMULATED:
 place_a, place_b, place_c = device_function(place_a), device_function(place_b), device_function(place_c)
 
 
+@cache
 def make_tensor_product(
     dtype, tile: TensorTile, left_along: bool, right_along: bool, with_ones: bool = False
 ) -> Product:
