@@ -57,6 +57,12 @@ class Training:
         ------
         DivergedError
         """
+        try:
+            self._run(history)
+        finally:
+            self._take_over()
+
+    def _run(self, history: History) -> None:
         session, epochs = self.session, len(self.rates)
         epoch_updates = -(-self.n_samples // session.update_rows)
         epoch_by_epoch = self.score is not None or bool(self.callbacks)
@@ -76,7 +82,6 @@ class Training:
                     )
                 except KeyboardInterrupt:
                     session.publish()
-                    self.optimizer.keep(self.slots, session.published_step)
                     raise
                 turn_seconds = time.perf_counter() - started
                 seconds += turn_seconds
@@ -87,7 +92,6 @@ class Training:
                 bar.update(progressed)
                 self.net.epochs = first_epoch + now.epochs
                 if now.diverged:
-                    self.optimizer.keep(self.slots, session.published_step)
                     raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
                 stop = self._after_updates(updates)
                 is_cut = now.position > 0 and (stop or updates == self.n_updates)
@@ -97,7 +101,6 @@ class Training:
                 if is_cut:
                     self.net.epochs += 1
                     session.publish()
-                self.optimizer.keep(self.slots, session.published_step)
                 history.loss += session.losses[before : now.epochs].tolist() + [session.running_loss] * is_cut
                 n_samples = [self.n_samples] * (now.epochs - before) + [now.position] * is_cut
                 speed = sum(n_samples) / seconds
@@ -112,7 +115,14 @@ class Training:
                     loss=f"{history.loss[-1]:.4g}",
                     **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
                 )
+                if self.callbacks:
+                    self._take_over()
                 stop |= any([callback.after_epoch(self.net, history) is True for callback in self.callbacks])
+
+    def _take_over(self) -> None:
+        """Bring the network and the optimizer to what the session has published last."""
+        self.session.collect()
+        self.optimizer.keep(self.slots, self.session.published_step)
 
     def _pause(self, updates: int) -> int:
         """The update after which somebody wants to be called, or that is the last."""
@@ -124,6 +134,6 @@ class Training:
         due = [callback for callback in self.callbacks if callback.every and updates % callback.every == 0]
         if due:
             self.session.publish()
-            self.optimizer.keep(self.slots, self.session.published_step)
+            self._take_over()
             loss = self.session.running_loss
         return any([callback.after_updates(self.net, updates, loss) is True for callback in due])

@@ -1,8 +1,9 @@
-"""The API with device="cuda": in numba-cuda's simulator, where this file runs itself, and on a machine without a GPU."""
+"""The API with device="cuda": in numba-cuda's simulator, where this file runs itself, and where there is no GPU."""
 
 from __future__ import annotations
 
 import importlib.util
+import sys
 import warnings
 from functools import partial
 
@@ -32,9 +33,11 @@ def test_in_the_simulator():
 
 
 @pytest.fixture(autouse=True)
-def whole_turns(monkeypatch):
-    """The simulator is slow, and turns would be of one update each."""
+def patience_with_the_simulator(monkeypatch):
+    """It waits for its threads by asking them, and turns would be of one update each."""
     monkeypatch.setattr(training, "TURN_SECONDS", 1e6)
+    if compat.SIMULATED:
+        sys.setswitchinterval(1e-6)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # unsigned arithmetic that wraps around, as it should
         yield
@@ -108,7 +111,7 @@ def test_precision_of_gradients(monkeypatch, make, precision, tolerance, fused):
     sessions(monkeypatch, fused=fused)
     thetas = []
     for device, chosen in (("cpu", None), ("cuda", precision)):
-        case = make((5, 20, 18, 3), dtype="float32")
+        case = make((5, 10, 9, 3), dtype="float32")
         before = case.net.theta.copy()
         theta, _ = fit(case, device, precision=chosen, optimizer=fastbp.SGD(1.0), epochs=1, batch_size=13)
         thetas.append(theta - before)
@@ -207,7 +210,7 @@ def test_divergence_keeps_the_last_finite_epoch(make):
     for device in ("cpu", "cuda"):
         case = make((5, 9, 3), activation="identity")
         with pytest.raises(fastbp.DivergedError) as caught:
-            fit(case, device, optimizer=fastbp.SGD(50.0), epochs=60, shuffle=False)
+            fit(case, device, optimizer=fastbp.SGD(1e4), epochs=20, shuffle=False, batch_size=13)
         thetas.append((case.net.theta.copy(), caught.value.args))
     assert thetas[0][1] == thetas[1][1]
     assert relative_error(thetas[0][0], thetas[1][0]) < 1e-3
@@ -261,7 +264,7 @@ def test_estimators_on_the_gpu(rng):
 def test_without_a_gpu_the_cpu_is_taken_or_the_reason_given(make, capsys):
     case = make((5, 9, 3))
     before = case.net.theta.copy()
-    with pytest.raises(fastbp.DeviceError, match="'cuda' needs an NVIDIA GPU.* 'cpu'"):
+    with pytest.raises(fastbp.DeviceError, match=r"'cuda' needs an NVIDIA GPU.* 'cpu'"):
         fit(case)
     assert np.array_equal(case.net.theta, before)
     with pytest.raises(fastbp.DeviceError, match="NVIDIA GPU"):

@@ -306,6 +306,9 @@ class Session:
         self._team.run(epoch.publish, self.network, self.parameters, self._run)
         self._moving[:] = self._run.moving[:, self._units]
 
+    def collect(self) -> None:
+        """Bring what was published to where `start` was told to: it has been written there at once."""
+
     def average(self) -> np.ndarray:
         """The average of the parameters over updates, flat."""
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)

@@ -178,6 +178,7 @@ class Session:
         self._first_epoch, self._apply = first_epoch, apply
         self._epoch = self._position = 0
         self._step = self.published_step = step
+        self._is_collected = True
         self.losses = np.zeros(len(learning_rate))
         self._sums = np.zeros(2)
         self._code, self._prepare_of, self._update_of = rule_of(update.rule)
@@ -481,8 +482,7 @@ class Session:
                 self.losses[now] = self.running_loss
                 self._epoch, self._position = now + 1, 0
         if report[epoch.EPOCHS] > runs[0][0]:
-            self.published_step = int(report[epoch.UPDATES])
-            self._download(self._published)
+            self.published_step, self._is_collected = int(report[epoch.UPDATES]), False
         return Progress(self._epoch, self._position, bool(diverged))
 
     def _download(self, state: Any) -> None:
@@ -505,7 +505,14 @@ class Session:
         """Write everything as it stands to where `start` was told to."""
         with compat.device_errors():
             self._download(self._state)
-        self.published_step = self._step
+        self.published_step, self._is_collected = self._step, True
+
+    def collect(self) -> None:
+        """Bring the state of the last finite epoch to where `start` was told to, unless it is there."""
+        if not self._is_collected:
+            with compat.device_errors():
+                self._download(self._published)
+            self._is_collected = True
 
     def average(self) -> np.ndarray:
         """The average of the parameters over updates, flat."""
