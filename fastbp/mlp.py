@@ -363,8 +363,8 @@ class MLP:
             When the loss or a parameter becomes NaN or infinite; the network keeps the weights of the last finite
             epoch.
         DeviceError
-            When the GPU that was asked for cannot be used, or fails; the network keeps the weights that it had, or, with
-            callbacks, those of the last epoch that they have seen.
+            When the GPU that was asked for cannot be used, or fails; the network keeps the weights that it had, or,
+            with callbacks, those of the last epoch that they have seen.
         """
         batch_size, epochs = validation.count("batch_size", batch_size), validation.count("epochs", epochs)
         accumulate = validation.count("accumulate", accumulate)

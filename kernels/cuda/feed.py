@@ -46,7 +46,11 @@ class Feed:
     def __init__(self, data: Data, stream: Any, shuffle: bool, update_rows: int):
         self.data, self._stream, self._update_rows = data, stream, update_rows
         self._n_samples = len(data.X)
-        self.order = np.arange(self._n_samples if shuffle else 0)
+        self.shuffle = shuffle
+        # Two, so that one is drawn while the other is on its way.
+        self._orders = [compat.pinned((self._n_samples if shuffle else 1,), np.int32) for _ in range(2)]
+        self._sent = [compat.new_event() for _ in range(2)]
+        self._epoch = 0
         self._arrays = [data.X, data.targets, data.labels, data.weight]
         in_pieces = sum(0 if isinstance(a, Resident) else a.nbytes for a in self._arrays) > SHARE * compat.free_memory()
         self._piece_updates = 0
@@ -57,8 +61,7 @@ class Feed:
             self._turn = 0
         else:
             there = [self._bring(array) for array in self._arrays]
-            order = compat.to_device(self.order if shuffle else np.zeros(1, np.int64), stream)
-            self.samples = _samples(there, self._arrays, order, shuffle)
+            self.samples = _samples(there, self._arrays, compat.to_device(self._orders[0], stream), shuffle)
 
     def _bring(self, array: np.ndarray | Resident) -> Any:
         if isinstance(array, Resident):
@@ -69,10 +72,17 @@ class Feed:
             rows[:, : array.shape[1]] = array
         return compat.to_device(rows.ravel() if rows.size else np.zeros(1, rows.dtype), self._stream)
 
+    def new_order(self) -> np.ndarray:
+        """Where the order of the next epoch is to be written, before `shuffled`."""
+        self._epoch += 1
+        self._sent[self._epoch % 2].synchronize()
+        return self._orders[self._epoch % 2]
+
     def shuffled(self) -> None:
-        """Take over what is now in ``order``."""
+        """Take over the order that has been written."""
         if not self._piece_updates:
-            self.samples.order.copy_to_device(self.order, stream=self._stream)
+            self.samples.order.copy_to_device(self._orders[self._epoch % 2], stream=self._stream)
+            self._sent[self._epoch % 2].record(self._stream)
 
     def pieces(self, position: int, n_updates: int) -> Iterator[Piece]:
         """What so many updates want from a position of the epoch on; a piece must be in work before the next is asked
@@ -85,7 +95,7 @@ class Feed:
             count = min(n_updates, self._piece_updates)
             end = min(position + count * self._update_rows, self._n_samples)
             number, self._turn = self._turn, 1 - self._turn
-            rows = self.order[position:end] if self.order.size else slice(position, end)
+            rows = self._orders[self._epoch % 2][position:end] if self.shuffle else slice(position, end)
             buffer = self._buffers[number]
             yield Piece(buffer.fill(self._arrays, rows), number, position, position, count)
             buffer.release()
@@ -103,7 +113,7 @@ class _Buffer:
             shape = (n_rows, padded(array.shape[1])) if k == 0 else (n_rows, *array.shape[1:])
             self._pinned.append(compat.pinned(shape if array.size else (1,), array.dtype))
         self._there = [compat.to_device(pinned.ravel(), stream) for pinned in self._pinned]
-        order = compat.to_device(np.zeros(1, np.int64), stream)
+        order = compat.to_device(np.zeros(1, np.int32), stream)
         self._samples = _samples(self._there, arrays, order, False)
         stream.synchronize()
 

@@ -149,7 +149,7 @@ class Session:
         for feed in self._feeds:
             same = all(a is b for a, b in zip(feed.data, data, strict=True))
             alone = data.X is feed.data.X and not data.targets.size and not data.labels.size
-            if (same or alone) and bool(feed.order.size) == shuffle:
+            if (same or alone) and feed.shuffle == shuffle:
                 return feed
         self._feeds.append(Feed(data, self._stream, shuffle, self.update_rows))
         return self._feeds[-1]
@@ -304,9 +304,10 @@ class Session:
     def _run_epoch(self, number: int, position: int, n: int, done: int) -> None:
         """Launch ``n`` updates from a position of an epoch on, ``done`` of this turn being launched."""
         feed, n_samples = self._training, self._n_samples
-        order = feed.order if position == 0 else np.arange(0)
+        is_new = feed.shuffle and position == 0
+        order = feed.new_order() if is_new else np.zeros(0, np.int32)
         key = _begin_epoch(order, np.uint64(self.topology.seed), self._first_epoch + number)
-        if order.size:
+        if is_new:
             feed.shuffled()
         key = np.array(key).view(np.int64)[()]
         first, end = done, min(position + n * self.update_rows, n_samples)
