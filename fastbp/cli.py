@@ -19,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbp import MLP, AdamW, DivergedError, __version__, load
-from fastbp.backend import describe_gpu
+from fastbp.backend import DEVICES, DeviceError, describe_gpu
 from fastbp.table import Table, read_table
 from fastbp.validation import MissingExtraError, require
 
@@ -61,7 +61,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except OSError as error:
         return _fail(f"{error.filename}: {error.strerror}" if error.filename else str(error))
-    except (DivergedError, MissingExtraError, ValueError) as error:
+    except (DeviceError, DivergedError, MissingExtraError, ValueError) as error:
         return _fail(str(error))
     return 0
 
@@ -94,6 +94,7 @@ def _make_parser() -> argparse.ArgumentParser:
     add("--holdout", type=float, default=0.2, metavar="X", help="part kept for the test: %(default)s")
     add("--output", metavar="PATH", help="the model file; default: the name of the data")
     add("--threads", type=int, metavar="N", help="default: as many as the network deserves")
+    add("--device", default="cpu", choices=DEVICES, help="where to train: %(default)s")
     add("--quiet", action="store_true", help="no progress bar")
 
     predict = add_command("predict", _predict, "predict the rows of a CSV file with a trained model")
@@ -154,6 +155,7 @@ def _train(args: argparse.Namespace) -> None:
         validation_data=(X[heldout], t[heldout]),
         schedule=lambda epoch: args.learning_rate * (1 + math.cos(math.pi * epoch / args.epochs)) / 2,
         threads=args.threads,
+        device=args.device,
         progress=not args.quiet,
     )
     if not is_class:  # the output is linear: the units of the target fold into the last layer

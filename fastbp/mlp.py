@@ -526,6 +526,7 @@ class MLP:
         accumulate: int = 1,
         threads: int | None = None,
         device: str = "cpu",
+        precision: str | None = None,
     ) -> float:
         """One pass over the data in minibatches.
 
@@ -556,6 +557,7 @@ class MLP:
             accumulate=accumulate,
             threads=threads,
             device=device,
+            precision=precision,
             progress=False,
         )
         return history.loss[0]

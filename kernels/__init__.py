@@ -11,8 +11,12 @@ Floor plan
     The counter-based generator: a value is a hash of where it is used, so it depends on no history.
 ``problem.py``
     What an engine is given: a network's topology, and samples.
+``digest.py``
+    What tells the disk caches of compiled kernels apart.
 ``cpu/``
     The CPU engine: two phases and two barriers per minibatch.
+``cuda/``
+    The CUDA engine: the same step in launches of tiles.
 
 Imports run one way, engine -> tables. Nothing here imports ``fastbp``, and engines do not see each other.
 

@@ -142,7 +142,7 @@ def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
 
 
 def make_delta(dtype, tile: Tile | TensorTile, name: str):
-    """Back through one dense layer; a grid of column tiles by row tiles of its input."""
+    """Back through one dense layer; a grid of row tiles by column tiles of its input."""
     real = numba_type(dtype)
     n_sums, n_shared = tile.n_sums, tile.shared
     delta_tile = make_delta_tile(dtype, tile)
@@ -151,7 +151,7 @@ def make_delta(dtype, tile: Tile | TensorTile, name: str):
     def delta(network, memory, order, n_rows, depth):
         """Precondition: ``memory.delta`` holds f'(z) at the layer's input."""
         scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
-        corner = cuda.blockIdx.y * tile.rows, n_rows, cuda.blockIdx.x * tile.columns
+        corner = cuda.blockIdx.x * tile.rows, n_rows, cuda.blockIdx.y * tile.columns
         delta_tile(network, memory, order, depth, corner, scratch)
 
     return delta

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from ..problem import Data
+from ..problem import Data, DeviceError
 from . import compat
 from .layout import Samples, padded
 from .resident import Resident
@@ -41,11 +41,17 @@ class Feed:
     shuffle : bool
     update_rows : int
         Of which a piece has a multiple.
+
+    Raises
+    ------
+    DeviceError
     """
 
     def __init__(self, data: Data, stream: Any, shuffle: bool, update_rows: int):
         self.data, self._stream, self._update_rows = data, stream, update_rows
         self._n_samples = len(data.X)
+        if shuffle and self._n_samples > np.iinfo(np.int32).max:
+            raise DeviceError(f"device 'cuda' shuffles fewer than 2**31 samples, there are {self._n_samples}")
         self.shuffle = shuffle
         # Two, so that one is drawn while the other is on its way.
         self._orders = [compat.pinned((self._n_samples if shuffle else 1,), np.int32) for _ in range(2)]

@@ -151,7 +151,7 @@ def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Calla
 
 
 def make_forward(dtype, tile: Tile | TensorTile, finish: Callable, name: str | None):
-    """Of one dense layer; a grid of column tiles by row tiles."""
+    """Of one dense layer; a grid of row tiles by column tiles."""
     real = numba_type(dtype)
     n_sums, n_shared = tile.n_sums, tile.shared
     forward_tile = make_forward_tile(dtype, tile, finish)
@@ -159,7 +159,7 @@ def make_forward(dtype, tile: Tile | TensorTile, finish: Callable, name: str | N
     @kernel(tile.threads, name)
     def forward(network, memory, samples, chunk, depth, from_samples, training):
         scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
-        corner = cuda.blockIdx.y * tile.rows, chunk.n_rows, cuda.blockIdx.x * tile.columns
+        corner = cuda.blockIdx.x * tile.rows, chunk.n_rows, cuda.blockIdx.y * tile.columns
         forward_tile(network, memory, samples, chunk, depth, from_samples, training, corner, scratch)
 
     return forward

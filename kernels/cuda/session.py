@@ -421,7 +421,7 @@ class Session:
             stride = int(self._table[depth, layout.STRIDE_OUT])
             if layer.kind == DENSE:
                 tile = self._plan.forward_tiles[depth]
-                grid = n_blocks(stride, tile.columns), n_blocks(rows, tile.rows)
+                grid = n_blocks(rows, tile.rows), n_blocks(stride, tile.columns)
                 args: tuple = network, memory, samples, chunk, depth, int(reads_samples), training
                 self._launch(forward.make_forward, (tile, self._finish), grid, *args, threads=tile.threads)
             elif layer.kind == SUM:
@@ -451,7 +451,7 @@ class Session:
             if layer.kind == DENSE:
                 if depth > 0:
                     tile = self._plan.delta_tiles[depth]
-                    grid = n_blocks(layer.n_in, tile.columns), n_blocks(rows, tile.rows)
+                    grid = n_blocks(rows, tile.rows), n_blocks(layer.n_in, tile.columns)
                     of_tile = network, memory, samples.order, rows, depth
                     self._launch(delta.make_delta, (tile,), grid, *of_tile, threads=tile.threads)
                 continue
