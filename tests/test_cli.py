@@ -345,7 +345,7 @@ def test_info(run):
     status, out, _ = run("info")
     assert status == 0
     rows = dict(line.split(maxsplit=1) for line in out.splitlines())
-    assert list(rows) == ["fastbp", "python", "numpy", "numba", "CPU", "vectors"]
+    assert list(rows) == ["fastbp", "python", "numpy", "numba", "CPU", "vectors", "GPU"]
     assert rows["fastbp"] == fastbp.__version__
     assert rows["numpy"] == np.__version__
 

@@ -55,7 +55,7 @@ cuda: Any = _Simulator() if SIMULATED else _cuda
 
 def device_function(function: Callable) -> Callable:
     """Compile a function that becomes part of the kernels that call it."""
-    return function if SIMULATED else _cuda.jit(device=True, forceinline=True)(function)
+    return function if SIMULATED else _cuda.jit(device=True, forceinline=True, lto=False)(function)
 
 
 def kernel(threads: int, name: str | None, blocks: int = 1) -> Callable:
@@ -66,10 +66,12 @@ def kernel(threads: int, name: str | None, blocks: int = 1) -> Callable:
     def decorate(function: Callable) -> Any:
         if SIMULATED:
             return _cuda.jit(function)
+        # Without link-time optimisation, which finds nothing to link: what is launched is what the tests assemble.
+        options = {"launch_bounds": (threads, blocks), "lto": False}
         if name is None:
-            return _cuda.jit(launch_bounds=(threads, blocks))(function)
+            return _cuda.jit(**options)(function)
         function.__qualname__ = function.__name__ = name
-        dispatcher: Any = _cuda.jit(launch_bounds=(threads, blocks), cache=True)(function)
+        dispatcher: Any = _cuda.jit(cache=True, **options)(function)
         # A closure over compiled functions has no stable key of its own; the name and the digest stand for it.
         cache = dispatcher._cache
         cache._cache_file._source_stamp = DIGEST
@@ -128,7 +130,17 @@ def find_kernel(make: Callable, dtype: np.dtype, *settings: Any) -> Any:
 
 def launch(which: tuple, grid: int | tuple[int, int], threads: int, stream: Any, *args: Any) -> None:
     """Launch the kernel that `find_kernel` finds by ``which``."""
-    find_kernel(*which)[grid, threads, stream](*args)
+    function = find_kernel(*which)
+    if SIMULATED:
+        function[grid, threads](*args)
+        return
+    from numba.cuda.dispatcher import config
+
+    # Small networks have small grids, and Numba would warn of each.
+    warns, config.CUDA_LOW_OCCUPANCY_WARNINGS = config.CUDA_LOW_OCCUPANCY_WARNINGS, 0
+    configured = function[grid, threads, stream]
+    config.CUDA_LOW_OCCUPANCY_WARNINGS = warns
+    configured(*args)
 
 
 def numba_type(dtype) -> Any:
@@ -269,9 +281,17 @@ def empty(size: int, dtype: Any) -> Any:
     return _cuda.device_array(size, dtype)
 
 
-def zeros(size: int, dtype: Any, stream: Any) -> Any:
+def zeros(shape: int | tuple[int, ...], dtype: Any, stream: Any) -> Any:
     """An array of zeros, never empty: a kernel's argument needs an address."""
-    return to_device(np.zeros(max(size, 1), dtype), stream)
+    if math.prod(np.atleast_1d(shape)) == 0:
+        shape = 1
+    if SIMULATED:
+        return _cuda.to_device(np.zeros(shape, dtype))
+    from numba.cuda.cudadrv.driver import device_memset
+
+    array = _cuda.device_array(shape, dtype)
+    device_memset(array, 0, array.size * array.dtype.itemsize, stream)
+    return array
 
 
 def n_blocks(size: int, step: int) -> int:
@@ -285,19 +305,21 @@ class Graph:
     """
 
     def __init__(self, stream: Any, launch: Callable[[], None]):
-        self._stream, self._launch = stream, launch
+        self._stream = stream
         if SIMULATED:
+            self._launch = launch
             return
         from numba.cuda.cudadrv.driver import binding, driver
 
-        driver.cuStreamBeginCapture(stream.handle, binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_THREAD_LOCAL)
+        # Relaxed: an array that is freed meanwhile must not end the capture.
+        driver.cuStreamBeginCapture(stream.handle, binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             launch()
         finally:
             graph = driver.cuStreamEndCapture(stream.handle)
         self._executable = driver.cuGraphInstantiate(graph, 0)
         driver.cuGraphDestroy(graph)
-        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable)
+        weakref.finalize(self, driver.cuGraphExecDestroy, self._executable).atexit = False
 
     def replay(self) -> None:
         if SIMULATED:

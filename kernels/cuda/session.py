@@ -101,7 +101,7 @@ class Session:
         with compat.device_errors():
             self._network = Network(
                 compat.to_device(self._table, self._stream),
-                compat.to_device(np.zeros((len(self._layers), 4), self._dtype), self._stream),
+                compat.zeros((len(self._layers), 4), self._dtype, self._stream),
             )
             self._tiles = compat.to_device(self._plan.tiles, self._stream)
             self._cursor = compat.zeros(4, np.int64, self._stream)
@@ -198,19 +198,17 @@ class Session:
                 part.copy_to_device(self._pack(slot), stream=stream)
             self._published = compat.zeros(self._state.size, dtype, stream)
             self._chunk_table = compat.to_device(chunks, stream)
-            self._reports = Reports(
-                compat.zeros(TURN, dtype, stream), compat.to_device(np.zeros((TURN, n_parts), dtype), stream)
-            )
+            self._reports = Reports(compat.zeros(TURN, dtype, stream), compat.zeros((TURN, n_parts), dtype, stream))
             size = (TURN, self._n_penalties) if self._n_penalties else (1, 1)
             self._penalty = Penalty(
                 dtype.type(topology.l1),
                 dtype.type(topology.l2),
                 int(topology.penalty_by_batch),
-                compat.to_device(np.zeros(size, dtype), stream),
+                compat.zeros(size, dtype, stream),
             )
             self._rule = Rule(
                 self._code,
-                compat.to_device(np.zeros((TURN, len(update.hyper), N_SCALARS), dtype), stream),
+                compat.zeros((TURN, len(update.hyper), N_SCALARS), dtype, stream),
                 compat.to_device(np.ones(1, dtype), stream),
                 dtype.type(update.clip_value),
             )
@@ -238,7 +236,6 @@ class Session:
             return self._train(min(max_updates, TURN), max_epochs)
 
     def _train(self, max_updates: int, max_epochs: int) -> Progress:
-        stream = self._stream
         runs = []  # (epoch, position, updates)
         count, now, position = 0, self._epoch, self._position
         while count < max_updates and now < max_epochs:
@@ -252,10 +249,14 @@ class Session:
         for now, position, n in runs:
             self._run_epoch(now, position, n, done)
             done += n
-        arrays = self._report, self._loss_of_update, self._reports.weights
-        report, loss, weights = (array.copy_to_host(stream=stream) for array in arrays)
-        stream.synchronize()
+        report, loss, weights = self._fetch(self._report, self._loss_of_update, self._reports.weights)
         return self._take_report(runs, report, loss.astype(np.float64), weights.astype(np.float64))
+
+    def _fetch(self, *arrays: Any) -> Any:
+        """Copies of arrays, once all that was launched is done."""
+        copies = [array.copy_to_host(stream=self._stream) for array in arrays]
+        self._stream.synchronize()
+        return copies if len(copies) > 1 else copies[0]
 
     def _upload_settings(self, runs: list[tuple[int, int, int]], count: int) -> None:
         """Bring what may have been changed between turns, and prepare the optimizer for all updates of this one."""
@@ -489,8 +490,7 @@ class Session:
     def _download(self, state: Any) -> None:
         """Write the state to where `start` was told to."""
         theta, moving, slots = self._targets
-        flat = state.copy_to_host(stream=self._stream)
-        self._stream.synchronize()
+        flat = self._fetch(state)
         size, n_moving = self._sizes.theta, self._sizes.moving
         layout.unpack(self._layers, flat, theta)
         layout.unpack_moving(self._layers, flat[size : size + n_moving], moving)
@@ -519,7 +519,7 @@ class Session:
         """The average of the parameters over updates, flat."""
         flat = np.empty(self.topology.n_parameters, self._dtype)
         with compat.device_errors():
-            layout.unpack(self._layers, self._memory.average.copy_to_host(stream=self._stream), flat)
+            layout.unpack(self._layers, self._fetch(self._memory.average), flat)
         return flat
 
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
@@ -541,7 +541,7 @@ class Session:
         )
         self.train(1, 1)
         with compat.device_errors():
-            layout.unpack(self._layers, self._memory.grad.copy_to_host(stream=self._stream), flat)
+            layout.unpack(self._layers, self._fetch(self._memory.grad[: self._sizes.theta]), flat)
         return self.running_loss, flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:
@@ -551,8 +551,7 @@ class Session:
         z = np.empty((len(X), n_out), self._dtype)
         with compat.device_errors():
             for first, chunk, _ in self._evaluate(samples_alone(X)):
-                part = self._memory.a[begin : begin + chunk.n_rows * stride].copy_to_host(stream=self._stream)
-                self._stream.synchronize()
+                part = self._fetch(self._memory.a[begin : begin + chunk.n_rows * stride])
                 z[first : first + chunk.n_rows] = part.reshape(chunk.n_rows, stride)[:, :n_out]
         return z
 
@@ -560,12 +559,10 @@ class Session:
         """Weighted mean loss."""
         blocks, total = n_blocks(self._rows, THREADS // LANES), 0.0
         with compat.device_errors():
-            reports = Reports(self._one, compat.to_device(np.zeros((1, blocks), self._dtype), self._stream))
+            reports = Reports(self._one, compat.zeros((1, blocks), self._dtype, self._stream))
             for _, chunk, samples in self._evaluate(data):
                 self._output_delta(samples, chunk, reports, 0, blocks)
-                part = reports.losses.copy_to_host(stream=self._stream)
-                self._stream.synchronize()
-                total += float(part.sum(dtype=np.float64))
+                total += float(self._fetch(reports.losses).sum(dtype=np.float64))
         return total / data.total_weight
 
     def _evaluate(self, data: Data) -> Iterator[tuple[int, Chunk, Samples]]:
