@@ -27,7 +27,7 @@ from fastbp import training
 from fastbp.kernels.cuda import compat, resident, session
 
 ARCHITECTURES = ("sm_80", "sm_90")
-#: Kernels that multiply by tiles, whose instructions are looked at.
+#: Kernels that multiply by tiles, whose instructions are looked at, on the newest of these.
 TILES = ("forward", "delta", "gradient", "fused_step")
 
 
@@ -169,9 +169,9 @@ def assemble(name, kernel, signature, folder):
             "stack": int(re.search(r"(\d+) bytes stack frame", entry)[1]),
             "spilled": int(re.search(r"(\d+) bytes spill stores", entry)[1]),
         }
-        if name.startswith(TILES):
+        if name.startswith(TILES) and architecture == ARCHITECTURES[-1]:
             sass = subprocess.run([find_program("nvdisasm"), "-c", cubin], capture_output=True, text=True).stdout
-            result[architecture] |= {
+            result |= {
                 "global loads of 128 bits": len(re.findall(r"\bLDG?\.E\S*\.128", sass)),
                 "shared loads of 128 bits": len(re.findall(r"\bLDS\S*\.128", sass)),
                 "tensor instructions": sorted(set(re.findall(r"\b\wMMA\S*", sass))),

@@ -64,13 +64,12 @@ def sessions(monkeypatch, **settings):
 
 
 @simulated
-@pytest.mark.parametrize("loss", ["squared_error", "cross_entropy"])
-def test_a_fused_step_is_that_of_layers(monkeypatch, make, loss):
+def test_a_fused_step_is_that_of_layers(monkeypatch, make):
     thetas = []
     for fused in (True, False):
         with monkeypatch.context() as context:
             sessions(context, fused=fused)
-            thetas.append(fit(make((5, 9, 20, 3), loss))[0])
+            thetas.append(fit(make((5, 9, 20, 3), "cross_entropy"), epochs=1)[0])
     assert relative_error(*thetas) < 1e-6
 
 
@@ -78,10 +77,10 @@ def test_a_fused_step_is_that_of_layers(monkeypatch, make, loss):
 @pytest.mark.parametrize("fused", [True, False])
 def test_graphs_are_plain_launches_to_the_bit(monkeypatch, make, fused):
     thetas = []
-    for graph_steps in (0, 1, 16):
+    for graph_steps in (0, 16):
         with monkeypatch.context() as context:
             sessions(context, fused=fused, graph_steps=graph_steps)
-            thetas.append(fit(make((5, 9, 3), n_samples=27))[0].tobytes())
+            thetas.append(fit(make((5, 9, 3), n_samples=19))[0].tobytes())
     assert len(set(thetas)) == 1
 
 
@@ -119,13 +118,12 @@ def test_precision_of_gradients(monkeypatch, make, precision, tolerance, fused):
 
 
 @simulated
-@pytest.mark.parametrize("piece_bytes", [1, 300, 100_000])
-@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize(("piece_bytes", "shuffle"), [(1, False), (300, True), (100_000, True)])
 def test_samples_that_do_not_fit_are_streamed(monkeypatch, make, piece_bytes, shuffle):
-    whole = fit(make((5, 9, 3), "cross_entropy", n_samples=27), shuffle=shuffle)[0]
+    whole = fit(make((5, 9, 3), "cross_entropy", n_samples=19), shuffle=shuffle)[0]
     monkeypatch.setattr(compat, "free_memory", lambda: 0)
     monkeypatch.setattr(feed, "PIECE_BYTES", piece_bytes)
-    case = make((5, 9, 3), "cross_entropy", n_samples=27)
+    case = make((5, 9, 3), "cross_entropy", n_samples=19)
     theta, history = fit(case, shuffle=shuffle, validation_data=(case.X, case.y, case.weight))
     assert np.array_equal(theta, whole)
     expected = case.net.evaluate(case.X, case.y, case.weight)["loss"]

@@ -93,8 +93,9 @@ CASES: dict[str, tuple[dict, dict]] = {
         },
     ),
 }
-CASES |= {f"activation {name}": ({"activation": name}, {}) for name in specs(ACTIVATIONS)}
-CASES |= {f"loss {name}": ({"loss": name, "sizes": (5, 9, 4)}, {}) for name in specs(LOSSES)}
+SHORT = {"n_samples": 9}, {"epochs": 1}
+CASES |= {f"activation {name}": (SHORT[0] | {"activation": name}, SHORT[1]) for name in specs(ACTIVATIONS)}
+CASES |= {f"loss {name}": (SHORT[0] | {"loss": name, "sizes": (5, 9, 4)}, SHORT[1]) for name in specs(LOSSES)}
 CASES |= {f"optimizer {name}": ({}, {"optimizer": name}) for name in OPTIMIZERS}
 TOLERANCE = {"float32": 1e-5, "float64": 1e-11}
 

@@ -58,16 +58,15 @@ def device_function(function: Callable) -> Callable:
     return function if SIMULATED else _cuda.jit(device=True, forceinline=True, lto=False)(function)
 
 
-def kernel(threads: int, name: str | None, blocks: int = 1) -> Callable:
-    """Compile a kernel for blocks of at most so many threads, so many of which must find room on a multiprocessor;
-    without a name it is not kept on disk.
-    """
+def kernel(threads: int, name: str | None) -> Callable:
+    """Compile a kernel for blocks of at most so many threads; without a name it is not kept on disk."""
 
     def decorate(function: Callable) -> Any:
         if SIMULATED:
             return _cuda.jit(function)
-        # Without link-time optimisation, which finds nothing to link: what is launched is what the tests assemble.
-        options = {"launch_bounds": (threads, blocks), "lto": False}
+        # One block must find room on a multiprocessor: for more of them, the assembler would rather spill registers.
+        # There is nothing to link that could be optimised, and so what is launched is what the tests assemble.
+        options = {"launch_bounds": (threads, 1), "lto": False}
         if name is None:
             return _cuda.jit(**options)(function)
         function.__qualname__ = function.__name__ = name

@@ -58,11 +58,10 @@ class Feed:
         self._sent = [compat.new_event() for _ in range(2)]
         self._epoch = 0
         self._arrays = [data.X, data.targets, data.labels, data.weight]
-        in_pieces = sum(0 if isinstance(a, Resident) else a.nbytes for a in self._arrays) > SHARE * compat.free_memory()
+        n_bytes = 0 if isinstance(data.X, Resident) else sum(array.nbytes for array in self._arrays)
         self._piece_updates = 0
-        if in_pieces:
-            row_bytes = sum(a.nbytes for a in self._arrays) // self._n_samples
-            self._piece_updates = max(1, PIECE_BYTES // (row_bytes * update_rows))
+        if n_bytes > SHARE * compat.free_memory():
+            self._piece_updates = max(1, PIECE_BYTES * self._n_samples // (n_bytes * update_rows))
             self._buffers = [_Buffer(self._arrays, self._piece_updates * update_rows, stream) for _ in range(2)]
             self._turn = 0
         else:
