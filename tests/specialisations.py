@@ -1,7 +1,8 @@
 """Every kernel that the CUDA engine can launch, compiled without a GPU, and how often sessions launch them.
 
-``python tests/specialisations.py`` prints as JSON what NVIDIA's assembler says of each, for every architecture in
-``ARCHITECTURES``, and the launches of some trainings. Arrays are stand-ins: nothing runs.
+``python tests/specialisations.py float32 tf32`` prints as JSON what NVIDIA's assembler says of each that has to do with
+these precisions, for every architecture in ``ARCHITECTURES``, and the launches of some trainings. Arrays are stand-ins:
+nothing runs.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import importlib.util
 import json
 import re
 import subprocess
+import sys
 import tempfile
 import warnings
 from collections import Counter
@@ -128,12 +130,12 @@ def train(sizes, n_samples, dtype, of_network=None, **of_fit):
     return dict(events)
 
 
-def visit_all():
+def visit_all(precisions):
     """Launch every kernel once or more: all options, products of all sizes, steps of all kinds."""
     options = [
         case for name, case in CASES.items() if not name.startswith(("activation", "loss", "optimizer", "custom"))
     ]
-    for dtype in ("float32", "float64"):
+    for dtype in {"float32", "float64"} & set(precisions):
         for of_network, of_fit in options:
             of_network = {k: v for k, v in (PLAIN | of_network).items() if k not in ("weighted", "soft")}
             sizes, n_samples = of_network.pop("sizes"), of_network.pop("n_samples")
@@ -141,7 +143,7 @@ def visit_all():
                 train(sizes, n_samples, dtype, of_network, **{"epochs": 1} | of_fit | {"optimizer": "sgd"})
         of_all_sizes = ((1024, 1024, 1024), 4096), ((512, 512, 512), 128), ((64, 64, 64), 1 << 16), ((4, 4, 4), 8)
         for sizes, batch_size in of_all_sizes:
-            for precision in (None, "tf32", "bf16") if dtype == "float32" else (None,):
+            for precision in (None, *({"tf32", "bf16"} & set(precisions) if dtype == "float32" else ())):
                 train(sizes, batch_size, dtype, batch_size=batch_size, epochs=1, precision=precision)
         there = resident.Resident(StandIn(np.zeros((5, 3), dtype)))
         there.converted(np.dtype(dtype)).first_not_finite()
@@ -192,7 +194,7 @@ def main():
         "fused": train((4, 16, 3), 16 * 64, "float32", batch_size=16, epochs=1),
         "fused, four epochs": train((4, 16, 3), 16 * 64, "float32", batch_size=16, epochs=4),
     }
-    visit_all()
+    visit_all(sys.argv[1:])
     kernels = {}
     with tempfile.TemporaryDirectory() as folder:
         for (name, signature), kernel in found.items():

@@ -94,30 +94,6 @@ def test_nothing_is_compiled_once_the_cache_is_warm():
     assert run(EVERYTHING).strip() == "[]"
 
 
-FIRST_USE = """
-from numba.core import event
-import fastbp
-with event.install_recorder("numba:compile") as recorder:
-    fastbp.MLP((2, 1)).fit([[1.0, 2.0]], [1.0], epochs=1)
-print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
-"""
-
-
-def test_first_use_says_so_in_one_line_and_later_use_says_nothing(tmp_path):
-    """A second process compiles the loop, where there is a second core."""
-    command = [sys.executable, "-c", FIRST_USE]
-    environment = os.environ | {"NUMBA_CACHE_DIR": str(tmp_path)}
-    first, second = (
-        subprocess.run(command, env=environment, check=True, capture_output=True, text=True) for _ in range(2)
-    )
-    assert len(first.stderr.splitlines()) == 1
-    assert "compil" in first.stderr
-    assert "'activate'" in first.stdout
-    assert ("'train'" in first.stdout) is (os.cpu_count() == 1)
-    assert second.stderr == ""
-    assert second.stdout == "[]\n"
-
-
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86-64 processors")
 @pytest.mark.parametrize(
     ("processor", "register", "instruction"),

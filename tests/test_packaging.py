@@ -24,9 +24,13 @@ ROOT = Path(__file__).resolve().parent.parent
 REQUIRED = {"numba", "numpy", "safetensors", "tqdm"}
 TRAIN = """
 import numpy as np, fastbp
+from numba.core import event
 X = np.random.default_rng(0).normal(size=(256, 3))
-history = fastbp.MLP((3, 16, 1), random_state=0).fit(X, X @ [1.0, 2.0, 3.0], optimizer=fastbp.Adam(0.01), epochs=20)
+net = fastbp.MLP((3, 16, 1), random_state=0)
+with event.install_recorder("numba:compile") as recorder:
+    history = net.fit(X, X @ [1.0, 2.0, 3.0], optimizer=fastbp.Adam(0.01), epochs=20)
 assert history.loss[-1] < 0.1 * history.loss[0], history.loss
+print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
 """
 PLOT = """
 import fastbp
@@ -126,7 +130,15 @@ class TestCleanEnvironment:
         assert "ModuleNotFoundError" in said
 
     def test_it_trains(self, clean_environment, tmp_path):
-        run(clean_environment / "python", "-c", TRAIN, cwd=tmp_path)
+        """The first use compiles and says so in a line, the loop in a second process where there is a second core;
+        later ones neither compile nor say anything.
+        """
+        first, second = (run(clean_environment / "python", "-c", TRAIN, cwd=tmp_path) for _ in range(2))
+        notice, compiled = first.splitlines()
+        assert "compil" in notice
+        assert "'activate'" in compiled
+        assert ("'train'" in compiled) is (os.cpu_count() == 1)
+        assert second == "[]\n"
 
     def test_plotting_names_the_extra(self, clean_environment, tmp_path):
         assert 'pip install "fastbp[plot]"' in run(clean_environment / "python", "-c", PLOT, cwd=tmp_path)
