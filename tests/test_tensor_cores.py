@@ -89,7 +89,7 @@ def make_kernel(tile, left_along, right_along):
         out, left, left_stride, left_bound, right, right_stride, right_bound, order, rows, columns, begin, end
     ):
         thread = cuda.threadIdx.x
-        shared = cuda.shared.array(n_shared, float32)
+        shared = cuda.shared.array(n_shared, float32, ptx.ALIGNMENT)
         sums = cuda.local.array(n_sums, float32)
         for i in range(n_sums):
             sums[i] = zero

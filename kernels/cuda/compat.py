@@ -32,7 +32,7 @@ class _SharedMemory:
     def __init__(self, launch: Any):
         self._launch = launch
 
-    def array(self, shape: int, dtype: Any) -> np.ndarray:
+    def array(self, shape: int, dtype: Any, alignment: int = 0) -> np.ndarray:
         caller = sys._getframe(1)
         with _lock:
             arrays = self._launch.__dict__.setdefault("arrays", {})

@@ -11,6 +11,7 @@ from .forward import LANES, THREADS, place_of
 from .gemm import Tile
 from .layers import over_block, over_lanes
 from .layout import N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STEP, STRIDE_IN, STRIDE_OUT, W
+from .ptx import ALIGNMENT
 from .tensor import TensorTile
 
 
@@ -150,7 +151,7 @@ def make_delta(dtype, tile: Tile | TensorTile, name: str):
     @kernel(tile.threads, name)
     def delta(network, memory, order, n_rows, depth):
         """Precondition: ``memory.delta`` holds f'(z) at the layer's input."""
-        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        scratch = cuda.shared.array(n_shared, real, ALIGNMENT), cuda.local.array(n_sums, real)
         corner = cuda.blockIdx.x * tile.rows, n_rows, cuda.blockIdx.y * tile.columns
         delta_tile(network, memory, order, depth, corner, scratch)
 

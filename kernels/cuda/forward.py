@@ -27,6 +27,7 @@ from .layout import (
     STRIDE_OUT,
     W,
 )
+from .ptx import ALIGNMENT
 from .tensor import TensorTile
 
 #: Threads of a block of kernels that go through numbers one by one, and of these, those that share a row.
@@ -158,7 +159,7 @@ def make_forward(dtype, tile: Tile | TensorTile, finish: Callable, name: str | N
 
     @kernel(tile.threads, name)
     def forward(network, memory, samples, chunk, depth, from_samples, training):
-        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        scratch = cuda.shared.array(n_shared, real, ALIGNMENT), cuda.local.array(n_sums, real)
         corner = cuda.blockIdx.x * tile.rows, chunk.n_rows, cuda.blockIdx.y * tile.columns
         forward_tile(network, memory, samples, chunk, depth, from_samples, training, corner, scratch)
 

@@ -12,6 +12,7 @@ from .gemm import Tile
 from .gradient import make_gradient_tile
 from .layers import over_block
 from .layout import N_IN, N_OUT, STEP
+from .ptx import ALIGNMENT
 from .tensor import TensorTile
 
 
@@ -24,7 +25,7 @@ def make_fused_step(dtype, tile: Tile | TensorTile, finish, loss_of, name: str |
 
     @kernel(threads, name)
     def fused_step(network, memory, samples, chunk, tiles, loss, reports):
-        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        scratch = cuda.shared.array(n_shared, real, ALIGNMENT), cuda.local.array(n_sums, real)
         shared, _ = scratch
         thread, block, n_slices = cuda.threadIdx.x, cuda.blockIdx.x, cuda.gridDim.x
         span = chunk.n_rows * block // n_slices, chunk.n_rows * (block + 1) // n_slices

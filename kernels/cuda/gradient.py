@@ -13,6 +13,7 @@ from .forward import THREADS, input_of
 from .gemm import Tile
 from .layers import over_block
 from .layout import BIAS, N_IN, NODE_OUT, STEP, STRIDE_IN, STRIDE_OUT, W
+from .ptx import ALIGNMENT
 from .tensor import TensorTile
 
 # Columns of the table of tiles: layer, first row and first column.
@@ -70,7 +71,7 @@ def make_gradient(dtype, tile: Tile | TensorTile, name: str):
 
     @kernel(tile.threads, name)
     def gradient(network, memory, samples, chunk, tiles, from_samples):
-        scratch = cuda.shared.array(n_shared, real), cuda.local.array(n_sums, real)
+        scratch = cuda.shared.array(n_shared, real, ALIGNMENT), cuda.local.array(n_sums, real)
         number, n_slices = cuda.blockIdx.y, cuda.gridDim.y
         span = chunk.n_rows * number // n_slices, chunk.n_rows * (number + 1) // n_slices
         which = tiles[cuda.blockIdx.x]
