@@ -20,7 +20,7 @@ if importlib.util.find_spec("numba_cuda") is None:
 
 from numba import cuda
 
-from fastbp.kernels.cuda import compat, feed, resident, session
+from fastbp.kernels.cuda import compat, feed, resident, session, tensor
 
 PROGRAMS = [] if compat.SIMULATED else [Program("-m pytest", "-q", __file__, NUMBA_ENABLE_CUDASIM="1")]
 simulated = pytest.mark.skipif(not compat.SIMULATED, reason="runs in the simulator")
@@ -186,6 +186,10 @@ def test_bad_arrays_in_the_memory_of_a_gpu_are_refused(make):
         with pytest.raises(ValueError, match=message):
             call()
     assert np.array_equal(case.net.theta, before)
+
+
+def test_precisions_are_those_of_the_engine():
+    assert tuple(tensor.PRECISIONS) == backend.PRECISIONS
 
 
 @pytest.mark.parametrize(

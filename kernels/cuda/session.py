@@ -22,9 +22,8 @@ from .functions import activations_of, loss_of, rule_of
 from .layout import Chunk, Memory, Network, Penalty, Reports, Rule, Samples
 from .plan import make_plan
 from .resident import borrow
-from .tensor import PRECISIONS
 
-__all__ = ["PRECISIONS", "Session", "borrow", "compat"]
+__all__ = ["Session", "borrow", "compat"]
 
 #: Updates of a turn, at most: so many losses and scalars are kept.
 TURN = 1024
@@ -56,7 +55,7 @@ class Session:
     topology, theta, moving, batch_rows, update_rows
         As for the CPU's session.
     precision : str or None
-        A key of PRECISIONS, for products by tensor cores; None for products in the network's own precision.
+        A key of `tensor.PRECISIONS`, for products by tensor cores; None for products in the network's own precision.
     fused : bool or None
         Whether a step is one launch and the update; None lets a cost model choose, where it can be.
     graph_steps : int
