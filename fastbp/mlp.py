@@ -401,7 +401,8 @@ class MLP:
                 )
             held_out = self._data(*validation_data, prefix="validation_data's ")
         validation.choice("device", device, DEVICES)
-        if device == "cpu" and (validation.is_resident(data.X) or (held_out and validation.is_resident(held_out.X))):
+        on_a_gpu = any(validation.is_resident(given.X) for given in (data, held_out) if given is not None)
+        if on_a_gpu and device == "cpu":
             raise ValueError("X lies in a GPU's memory, out of reach of device 'cpu': it must be 'cuda'")
         if precision is not None:
             validation.choice("precision", precision, PRECISIONS)
@@ -410,7 +411,7 @@ class MLP:
                     f"precision {precision!r} is for dtype 'float32' on device 'cuda', they are {self.dtype.name!r} "
                     f"and {device!r}"
                 )
-        if validation.is_resident(data.X):
+        if on_a_gpu:
             device = "cuda"
         chosen = choose(metrics, self._loss.targets)
         if chosen and held_out is None:

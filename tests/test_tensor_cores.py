@@ -81,7 +81,7 @@ def make_kernel(tile, left_along, right_along):
     product = tile.product(np.dtype(np.float32), left_along, right_along, left_along)
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
-    n_shared, n_sums, zero = tile.shared, tile.n_sums, np.float32(0)
+    n_shared, n_sums = tile.shared, tile.n_sums
     cuda = compat.cuda
 
     @compat.kernel(threads, None)
@@ -91,8 +91,6 @@ def make_kernel(tile, left_along, right_along):
         thread = cuda.threadIdx.x
         shared = cuda.shared.array(n_shared, float32, ptx.ALIGNMENT)
         sums = cuda.local.array(n_sums, float32)
-        for i in range(n_sums):
-            sums[i] = zero
         first_row, first_column = cuda.blockIdx.y * tile.rows, cuda.blockIdx.x * tile.columns
         left_operand = left, 0, left_stride, first_row, left_bound, order, 1, 2, rows - 1
         right_operand = right, 0, right_stride, first_column, right_bound, order, 0, 0, -1

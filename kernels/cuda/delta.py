@@ -111,7 +111,6 @@ def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
     column).
     """
     product = tile.product(dtype, left_along=False, right_along=False)
-    zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
@@ -119,8 +118,6 @@ def make_delta_tile(dtype, tile: Tile | TensorTile) -> Callable:
         thread = cuda.threadIdx.x
         first_row, end_row, first_column = corner
         shared, sums = scratch
-        for i in range(n_sums):
-            sums[i] = zero
         layer = network.layers[depth]
         stride, stride_in = layer[STRIDE_OUT], layer[STRIDE_IN]
         left = memory.delta, layer[NODE_OUT], stride, first_row, end_row, order, 0, 0, -1

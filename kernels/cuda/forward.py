@@ -120,7 +120,6 @@ def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Calla
     ``from_samples``: the first layer's input is X, not a node.
     """
     product = tile.product(dtype, left_along=False, right_along=True)
-    zero, n_sums = dtype.type(0), tile.n_sums
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
@@ -128,8 +127,6 @@ def make_forward_tile(dtype, tile: Tile | TensorTile, finish: Callable) -> Calla
         thread = cuda.threadIdx.x
         first_row, end_row, first_column = corner
         shared, sums = scratch
-        for i in range(n_sums):
-            sums[i] = zero
         layer = network.layers[depth]
         stride = layer[STRIDE_OUT]
         source, start, ordered, position = input_of(network, memory, samples, chunk, depth, from_samples)

@@ -61,8 +61,8 @@ class Product(NamedTuple):
     Attributes
     ----------
     accumulate : callable
-        ``accumulate(sums, shared, left, right, begin, end, thread)`` adds to a thread's ``sums`` the products over the
-        depth from ``begin`` to ``end``.
+        ``accumulate(sums, shared, left, right, begin, end, thread)`` sets a thread's ``sums`` to those of products over
+        the depth from ``begin`` to ``end``.
     part : callable
         ``part(sums, shared, k, thread)`` brings the ``k``-th of ``n_parts`` parts of the tile into shared memory, for
         all threads to finish.
@@ -95,50 +95,37 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
     right_start = 2 * depth * left_line
     n_parts = 1 << (-(-tile.rows * tile.columns // tile.shared) - 1).bit_length()
     part_rows = size // n_parts
-    find_left, fetch_left, vectors_left = make_fetch(dtype, tile.rows, depth, threads, left_along, with_ones)
-    find_right, fetch_right, vectors_right = make_fetch(dtype, tile.columns, depth, threads, right_along)
-    put_left = _make_put(tile.rows, tile, vectors_left, left_along)
-    put_right = _make_put(tile.columns, tile, vectors_right, right_along)
-    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
 
-    def accumulate(sums, shared, left, right, begin, end, thread):
-        stage_left, stage_right = cuda.local.array(n_left, real), cuda.local.array(n_right, real)
-        at_left, at_right = cuda.local.array(vectors_left, int64), cuda.local.array(vectors_right, int64)
+    def side(lines: int, along: bool, ones: bool, start: int) -> Side:
+        find, fetch, vectors = make_fetch(dtype, lines, depth, threads, along, ones)
+        return Side(find, fetch, _make_put(lines, tile, vectors, along), vectors, start, depth * (lines + PAD))
+
+    def multiply(sums, shared, from_left, from_right, thread):
         a, b = cuda.local.array(size, real), cuda.local.array(size, real)
-        find_left(at_left, left, thread)
-        find_right(at_right, right, thread)
-        row, column = thread // across * VECTOR, thread % across * VECTOR
-        cuda.syncthreads()
-        fetch_left(stage_left, left, at_left, begin, end, thread)
-        fetch_right(stage_right, right, at_right, begin, end, thread)
-        put_left(shared, 0, stage_left, thread)
-        put_right(shared, right_start, stage_right, thread)
-        cuda.syncthreads()
-        turn = 0
-        for k in range(begin, end, depth):
-            if k + depth < end:
-                fetch_left(stage_left, left, at_left, k + depth, end, thread)
-                fetch_right(stage_right, right, at_right, k + depth, end, thread)
-            from_left = turn * depth * left_line + row
-            from_right = right_start + turn * depth * right_line + column
-            for _ in range(depth):
-                for g in range(groups):
-                    lanes = load4(shared, from_left + g * (tile.rows // groups))
-                    for j in range(VECTOR):
-                        a[g * VECTOR + j] = lanes[j]
-                    lanes = load4(shared, from_right + g * (tile.columns // groups))
-                    for j in range(VECTOR):
-                        b[g * VECTOR + j] = lanes[j]
-                for i in range(size):
-                    for j in range(size):
-                        sums[i * size + j] += a[i] * b[j]
-                from_left += left_line
-                from_right += right_line
-            turn = 1 - turn
-            if k + depth < end:
-                put_left(shared, turn * depth * left_line, stage_left, thread)
-                put_right(shared, right_start + turn * depth * right_line, stage_right, thread)
-            cuda.syncthreads()
+        from_left += thread // across * VECTOR
+        from_right += thread % across * VECTOR
+        for _ in range(depth):
+            for g in range(groups):
+                lanes = load4(shared, from_left + g * (tile.rows // groups))
+                for j in range(VECTOR):
+                    a[g * VECTOR + j] = lanes[j]
+                lanes = load4(shared, from_right + g * (tile.columns // groups))
+                for j in range(VECTOR):
+                    b[g * VECTOR + j] = lanes[j]
+            for i in range(size):
+                for j in range(size):
+                    sums[i * size + j] += a[i] * b[j]
+            from_left += left_line
+            from_right += right_line
+
+    accumulate = make_accumulate(
+        dtype,
+        tile.n_sums,
+        depth,
+        side(tile.rows, left_along, with_ones, 0),
+        side(tile.columns, right_along, False, right_start),
+        device_function(multiply),
+    )
 
     def part(sums, shared, k, thread):
         row, column = thread // across, thread % across * VECTOR
@@ -158,12 +145,63 @@ def make_product(dtype, tile: Tile, left_along: bool, right_along: bool, with_on
         return row, i % tile.columns
 
     return Product(
-        device_function(accumulate),
+        accumulate,
         device_function(part),
         device_function(place),
         n_parts,
         part_rows * down * tile.columns,
     )
+
+
+class Side(NamedTuple):
+    """One operand's device functions and memory: what `make_fetch` gives, ``put(shared, start, stage, thread)`` that
+    brings what was fetched into shared memory, where its two slices begin there, and how many numbers each has.
+    """
+
+    find: Callable
+    fetch: Callable
+    put: Callable
+    vectors: int
+    start: int
+    size: int
+
+
+def make_accumulate(dtype, n_sums: int, depth: int, left_side: Side, right_side: Side, multiply: Callable) -> Callable:
+    """`Product.accumulate` by slices of so many numbers in depth, the next one fetched while the last is in work.
+
+    ``multiply(sums, shared, from_left, from_right, thread)`` adds the products of a slice.
+    """
+    real, zero = numba_type(dtype), dtype.type(0)
+    find_left, fetch_left, put_left, vectors_left, left_start, left_size = left_side
+    find_right, fetch_right, put_right, vectors_right, right_start, right_size = right_side
+    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
+
+    def accumulate(sums, shared, left, right, begin, end, thread):
+        stage_left, stage_right = cuda.local.array(n_left, real), cuda.local.array(n_right, real)
+        at_left, at_right = cuda.local.array(vectors_left, int64), cuda.local.array(vectors_right, int64)
+        for i in range(n_sums):
+            sums[i] = zero
+        find_left(at_left, left, thread)
+        find_right(at_right, right, thread)
+        cuda.syncthreads()
+        fetch_left(stage_left, left, at_left, begin, end, thread)
+        fetch_right(stage_right, right, at_right, begin, end, thread)
+        put_left(shared, left_start, stage_left, thread)
+        put_right(shared, right_start, stage_right, thread)
+        cuda.syncthreads()
+        turn = 0
+        for k in range(begin, end, depth):
+            if k + depth < end:
+                fetch_left(stage_left, left, at_left, k + depth, end, thread)
+                fetch_right(stage_right, right, at_right, k + depth, end, thread)
+            multiply(sums, shared, left_start + turn * left_size, right_start + turn * right_size, thread)
+            turn = 1 - turn
+            if k + depth < end:
+                put_left(shared, left_start + turn * left_size, stage_left, thread)
+                put_right(shared, right_start + turn * right_size, stage_right, thread)
+            cuda.syncthreads()
+
+    return device_function(accumulate)
 
 
 @cache

@@ -31,7 +31,7 @@ def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
     ``which`` is a row of the table of tiles; a chunk after an update's first adds to what is there.
     """
     product = tile.product(dtype, left_along=True, right_along=True, with_ones=True)
-    zero, n_sums = dtype.type(0), tile.n_sums
+    zero = dtype.type(0)
     accumulate, part, place = product.accumulate, product.part, product.place
     n_parts, part_size, threads = product.n_parts, product.part_size, tile.threads
 
@@ -40,8 +40,6 @@ def make_gradient_tile(dtype, tile: Tile | TensorTile) -> Callable:
         depth, first_row, first_column = which[LAYER], which[ROW], which[COLUMN]
         since, until = span
         shared, sums = scratch
-        for i in range(n_sums):
-            sums[i] = zero
         layer = network.layers[depth]
         n_in, stride, stride_in = layer[N_IN], layer[STRIDE_OUT], layer[STRIDE_IN]
         source, start, ordered, position = input_of(network, memory, samples, chunk, depth, from_samples)

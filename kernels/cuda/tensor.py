@@ -8,10 +8,8 @@ from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
 
-from numba import int64
-
 from .compat import SIMULATED, cuda, device_function, numba_type
-from .gemm import Product, make_fetch
+from .gemm import Product, Side, make_accumulate, make_fetch
 from .layout import VECTOR
 from .ptx import (
     COLUMNS,
@@ -112,60 +110,43 @@ def make_tensor_product(
     n_a, n_b = 4 * down, 2 * across
     n_parts = 1 << (-(-tile.rows * tile.columns // tile.shared) - 1).bit_length()
     part_down = down // n_parts
-    find_left, fetch_left, vectors_left = make_fetch(
-        dtype, tile.rows, slice_depth, threads, left_along, with_ones, numbers
-    )
-    find_right, fetch_right, vectors_right = make_fetch(
-        dtype, tile.columns, slice_depth, threads, right_along, False, numbers
-    )
-    put_left = _make_put(tile.rows, tile, vectors_left, left_along)
-    put_right = _make_put(tile.columns, tile, vectors_right, right_along)
-    n_left, n_right = vectors_left * VECTOR, vectors_right * VECTOR
 
-    def accumulate(sums, shared, left, right, begin, end, thread):
-        stage_left, stage_right = cuda.local.array(n_left, real), cuda.local.array(n_right, real)
-        at_left, at_right = cuda.local.array(vectors_left, int64), cuda.local.array(vectors_right, int64)
+    def side(lines: int, along: bool, ones: bool, start: int) -> Side:
+        find, fetch, vectors = make_fetch(dtype, lines, slice_depth, threads, along, ones, numbers)
+        return Side(find, fetch, _make_put(lines, tile, vectors, along), vectors, start, depth * (lines + PAD))
+
+    def multiply(sums, shared, from_left, from_right, thread):
         a, b = cuda.local.array(n_a, real), cuda.local.array(n_b, real)
-        find_left(at_left, left, thread)
-        find_right(at_right, right, thread)
         warp, lane = thread // WARP, thread % WARP
-        first_row, first_column = warp // warps_across * tile.warp_rows, warp % warps_across * tile.warp_columns
-        cuda.syncthreads()
-        fetch_left(stage_left, left, at_left, begin, end, thread)
-        fetch_right(stage_right, right, at_right, begin, end, thread)
-        put_left(shared, 0, stage_left, thread)
-        put_right(shared, right_start, stage_right, thread)
-        cuda.syncthreads()
-        turn = 0
-        for k in range(begin, end, slice_depth):
-            if k + slice_depth < end:
-                fetch_left(stage_left, left, at_left, k + slice_depth, end, thread)
-                fetch_right(stage_right, right, at_right, k + slice_depth, end, thread)
-            from_left = turn * depth * left_line + first_row
-            from_right = right_start + turn * depth * right_line + first_column
-            for _ in range(0, depth, WORDS):
-                for r in range(4):
-                    row, word = place_a(lane, r)
-                    for m in range(down):
-                        a[m * 4 + r] = load(shared, from_left + word * left_line + m * ROWS + row)
-                for r in range(2):
-                    word, column = place_b(lane, r)
-                    for n in range(across):
-                        b[n * 2 + r] = load(shared, from_right + word * right_line + n * COLUMNS + column)
+        from_left += warp // warps_across * tile.warp_rows
+        from_right += warp % warps_across * tile.warp_columns
+        for _ in range(0, depth, WORDS):
+            for r in range(4):
+                row, word = place_a(lane, r)
                 for m in range(down):
-                    of_a = a[m * 4], a[m * 4 + 1], a[m * 4 + 2], a[m * 4 + 3]
-                    for n in range(across):
-                        i = (m * across + n) * 4
-                        own = mma(of_a, (b[n * 2], b[n * 2 + 1]), (sums[i], sums[i + 1], sums[i + 2], sums[i + 3]))
-                        for r in range(4):
-                            sums[i + r] = own[r]
-                from_left += WORDS * left_line
-                from_right += WORDS * right_line
-            turn = 1 - turn
-            if k + slice_depth < end:
-                put_left(shared, turn * depth * left_line, stage_left, thread)
-                put_right(shared, right_start + turn * depth * right_line, stage_right, thread)
-            cuda.syncthreads()
+                    a[m * 4 + r] = load(shared, from_left + word * left_line + m * ROWS + row)
+            for r in range(2):
+                word, column = place_b(lane, r)
+                for n in range(across):
+                    b[n * 2 + r] = load(shared, from_right + word * right_line + n * COLUMNS + column)
+            for m in range(down):
+                of_a = a[m * 4], a[m * 4 + 1], a[m * 4 + 2], a[m * 4 + 3]
+                for n in range(across):
+                    i = (m * across + n) * 4
+                    own = mma(of_a, (b[n * 2], b[n * 2 + 1]), (sums[i], sums[i + 1], sums[i + 2], sums[i + 3]))
+                    for r in range(4):
+                        sums[i + r] = own[r]
+            from_left += WORDS * left_line
+            from_right += WORDS * right_line
+
+    accumulate = make_accumulate(
+        dtype,
+        tile.n_sums,
+        slice_depth,
+        side(tile.rows, left_along, with_ones, 0),
+        side(tile.columns, right_along, False, right_start),
+        device_function(multiply),
+    )
 
     def part(sums, shared, k, thread):
         row, column = place_c(thread % WARP, 0)  # to which each number adds the same, whatever the lane
@@ -188,7 +169,7 @@ def make_tensor_product(
         return row, warp % warps_across * tile.warp_columns + n * COLUMNS + i % COLUMNS
 
     return Product(
-        device_function(accumulate),
+        accumulate,
         device_function(part),
         device_function(place),
         n_parts,
