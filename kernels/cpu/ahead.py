@@ -10,10 +10,9 @@ import sys
 from typing import Any
 
 import numpy as np
-from numba import types
 from numba.core import event
 
-from .jit import ENTRIES
+from .forward import ACTIVATE
 
 #: Longer than a compilation takes anywhere: the process that waits can do it as well.
 PATIENCE_SECONDS = 120
@@ -21,14 +20,12 @@ _helpers: dict[str, subprocess.Popen | None] = {}
 
 
 class _Starter(event.Listener):
-    """Starts the helper for a number type at the first compilation for it."""
+    """Starts the helper for a number type when the first hook is compiled for it."""
 
     def on_start(self, event: event.Event) -> None:
-        if event.data["dispatcher"] not in ENTRIES:
-            return
-        for kind in event.data["args"]:
-            if isinstance(kind, types.Float) and str(kind) not in _helpers:
-                _helpers[str(kind)] = _start(str(kind))
+        if event.data["dispatcher"] is ACTIVATE.dispatcher:
+            dtype = str(event.data["args"][-2])
+            _helpers[dtype] = _start(dtype)
 
     def on_end(self, event: event.Event) -> None:
         pass

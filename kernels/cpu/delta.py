@@ -10,7 +10,7 @@ from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
 from .forward import block_start, sample
 from .gemm import make_product
-from .jit import Hook, embedded, inlined, new_variant, routine, select
+from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill_line
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
@@ -18,37 +18,43 @@ from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
-@routine
-def log_sum_exp(z, start, panel_size, n_rows, n_out, lse, scratch, rows):
-    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line; z starts at ``start``.
+def log_sum_exp(z, panel_step, size, n_out, lse, scratch, highest, total, number):
+    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line.
 
-    The lines of ``scratch`` and ``rows`` are overwritten.
+    ``z``, ``lse`` and ``scratch`` are the addresses of lines of ``size`` numbers, z's panels ``panel_step`` bytes
+    apart, ``highest`` and ``total`` of one number a row; all but z are overwritten. ``number`` is any of their type.
     """
-    width = LINE_BYTES // z.itemsize
-    number = z.dtype.type
-    highest, total = rows[0], rows[1]
+    lse, scratch = array_at(lse, size, number), array_at(scratch, size, number)
+    width = LINE_BYTES // lse.itemsize
+    n_rows = size // width
+    highest, total = array_at(highest, n_rows, number), array_at(total, n_rows, number)
+    zero, least = type(number)(0), type(number)(-np.inf)
     for r in range(n_rows):
-        highest[r], total[r] = -np.inf, 0
+        highest[r], total[r] = least, zero
     for panel in range(n_panels(n_out, width)):
         lanes = n_out - panel * width
-        z_panel = view(z, start + panel * panel_size, n_rows * width)
-        for i in range(z_panel.size):
-            scratch[i] = z_panel[i] if (i & (width - 1)) < lanes else number(-np.inf)
+        z_panel = array_at(z + panel * panel_step, size, number)
+        for i in range(size):
+            scratch[i] = z_panel[i] if (i & (width - 1)) < lanes else least
         for r in range(n_rows):
             highest[r] = max(highest[r], max_line(((scratch, r * width),)))
     for r in range(n_rows):
         fill_line(lse, r * width, highest[r])
     for panel in range(n_panels(n_out, width)):
         lanes = n_out - panel * width
-        z_panel = view(z, start + panel * panel_size, n_rows * width)
-        for i in range(z_panel.size):
-            scratch[i] = exp(z_panel[i] - lse[i]) if (i & (width - 1)) < lanes else number(0)
+        z_panel = array_at(z + panel * panel_step, size, number)
+        for i in range(size):
+            scratch[i] = exp(z_panel[i] - lse[i]) if (i & (width - 1)) < lanes else zero
         for r in range(n_rows):
             total[r] += sum_line(((scratch, r * width),))
     for r in range(n_rows):
         total[r] = highest[r] + log(total[r])
     for r in range(n_rows):
         fill_line(lse, r * width, total[r])
+
+
+LOG_SUM_EXP = Hook(log_sum_exp, lambda real: (*[int64] * 8, real))
+call_log_sum_exp = LOG_SUM_EXP.call
 
 
 def _compile_loss(row, variant=""):
@@ -162,7 +168,9 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     weight, loss = view(lines[2], 0, size), view(lines[3], 0, size)
     lines_at = address_of(target, 0), address_of(lse, 0), address_of(weight, 0), address_of(loss, 0)
     if network.softmax:
-        log_sum_exp(work.a, start, panel_size, n_rows, n_out, lse, loss, rows)
+        panels_at = address_of(work.a, start), panel_size * work.a.itemsize, size, n_out
+        scratch_at = lines_at[1], lines_at[3], address_of(rows[0], 0), address_of(rows[1], 0)
+        call_log_sum_exp(network.at.log_sum_exp, (*panels_at, *scratch_at, number(0)))
     sums = view(work.loss, block * work.block_rows, n_rows)
     for r in range(n_rows):
         share = number(scale)

@@ -14,7 +14,7 @@ from ..problem import DENSE
 from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, embedded, inlined, new_variant, routine, select
-from .layers import fill, sum_gains
+from .layers import call_gains, fill
 from .layout import (
     BIAS,
     BIAS_GROUP,
@@ -250,7 +250,8 @@ def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, 
             if layer[KIND] != DENSE:
                 for panel in range(first_panel, last_panel):
                     line = (panel - first_panel) * STRIP_LINES * width
-                    sum_gains(layer, work, block * block_size, block_size, n_rows, panel, strip, line)
+                    place = block * block_size, block_size, n_rows, panel
+                    call_gains(network.at.gains, (layer, work, *place, strip, line))
             for row in range(first, last if layer[KIND] == DENSE else first, TALL):
                 count = min(TALL, last - row)
                 ones = with_bias & (row + count == last)
@@ -267,7 +268,8 @@ def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, 
                 grad = view(strip, line, (last - first + with_bias) * width)
                 if into == UPDATE:
                     if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
-                        penalty += penalize(parameters.W, start, grad, (last - first) * width, l1, l2, work, thread)
+                        size = (last - first) * width
+                        penalty += penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
                     update_lines(parameters, optimizer, work, thread, layer, start, grad, (last - first) * width)
                     if layer[WT] >= 0:
                         transpose_rows(parameters, layer, panel, first, last)
@@ -283,12 +285,14 @@ def n_groups(layer, width):
     return (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE
 
 
-@routine
-def penalize(W, start, grad, size, l1, l2, work, thread):
-    """Add the penalties' slopes for ``size`` weights from ``W[start]`` to their gradient; returns the penalties."""
+def penalize(W, grad, total, size, l1, l2):
+    """Add the slopes of the penalties for ``size`` weights to their gradient, by the addresses of both, and write the
+    penalties into the line at ``total``.
+    """
+    W, grad = array_at(W, size, l1), array_at(grad, size, l1)
     width = LINE_BYTES // W.itemsize
-    half, zero = W.dtype.type(0.5) * l2, W.dtype.type(0)
-    W, total = view(W, start, size), view(work.lines[thread][0], 0, width)
+    half, zero = type(l1)(0.5) * l2, type(l1)(0)
+    total = array_at(total, width, l1)
     fill(total, zero)
     for line in range(0, size, width):
         W_line, grad_line = view(W, line, width), view(grad, line, width)
@@ -296,6 +300,18 @@ def penalize(W, start, grad, size, l1, l2, work, thread):
             w = W_line[lane]
             total[lane] += l1 * abs(w) + half * w * w
             grad_line[lane] += (l1 if w > zero else zero) - (l1 if w < zero else zero) + l2 * w
+
+
+PENALIZE = Hook(penalize, lambda real: (*[int64] * 4, real, real))
+call_penalize = PENALIZE.call
+
+
+@inlined
+def penalize_from(network, parameters, work, start, grad, size, l1, l2, thread):
+    """Penalize ``size`` weights from ``W[start]``; returns the penalties."""
+    total = view(work.lines[thread][0], 0, LINE_BYTES // grad.itemsize)
+    places = address_of(parameters.W, start), address_of(grad, 0), address_of(total, 0)
+    call_penalize(network.at.penalize, (*places, size, l1, l2))
     return float(sum_line(((total, 0),)))
 
 
@@ -333,7 +349,8 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
             for i in range(grad.size):
                 grad[i] += other[i]
         if network.layers[depth, KIND] == DENSE and (l1 > 0 or l2 > 0):
-            work.penalty[number] = penalize(parameters.W, start, grad, grad.size - width, l1, l2, work, thread)
+            size = grad.size - width
+            work.penalty[number] = penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
 
 
 def square_norms(network, parameters, thread, n_threads):

@@ -1,6 +1,8 @@
 """How the engine compiles: one set of flags, a disk cache that sees every edit, and tables as compiled code."""
 
-from collections.abc import Callable
+import gc
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from copy import copy
 from itertools import count
 from typing import Any
@@ -73,27 +75,43 @@ def entry(function: Callable, **options: Any) -> Any:
     return dispatcher
 
 
+@contextmanager
+def uncollected() -> Iterator[None]:
+    """No garbage collection meanwhile: it goes through all that a compiler builds, again and again, for a sixth of the
+    compiler's time.
+    """
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        yield
+    finally:
+        if was_enabled:
+            gc.enable()
+
+
 class Hook:
     """What kernels call by its address: it is compiled and optimised once, by itself, and a function of the user's can
     take its place.
 
     Attributes
     ----------
+    dispatcher : numba dispatcher
+        What compiles it.
     call : intrinsic
         ``call(address, args)`` in kernels.
     """
 
     def __init__(self, function: Callable, kinds: Callable | None = None):
         """``kinds(real)`` gives the arguments' types for numbers of type ``real``; None takes them as they are."""
-        self._dispatcher = entry(function, **_WITHOUT_WRAPPERS)
+        self.dispatcher = entry(function, **_WITHOUT_WRAPPERS)
         self._kinds: Any = kinds
         self._found: dict[Any, int] = {}
-        self.call = make_call(kinds, self._dispatcher.overloads)
+        self.call = make_call(kinds, self.dispatcher.overloads)
 
     def replaced_by(self, function: Callable) -> "Hook":
         """A hook of the same arguments for a function of the user's, which no cache keeps."""
         hook = copy(self)
-        hook._dispatcher = _compile(function, new_variant(), **_WITHOUT_WRAPPERS)
+        hook.dispatcher = _compile(function, new_variant(), **_WITHOUT_WRAPPERS)
         hook._found = {}
         return hook
 
@@ -108,8 +126,9 @@ class Hook:
         return self._address(tuple(typeof(arg) for arg in args))
 
     def _address(self, kinds: tuple) -> int:
-        self._dispatcher.compile(kinds)
-        compiled = self._dispatcher.overloads[kinds]
+        with uncollected():
+            self.dispatcher.compile(kinds)
+        compiled = self.dispatcher.overloads[kinds]
         return compiled.library.get_pointer_to_function(compiled.fndesc.llvm_func_name)
 
 

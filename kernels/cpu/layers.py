@@ -11,6 +11,8 @@ statistics were taken over, delta[z] = (g - mean(g) - x mean(g x)) / sqrt(...); 
 
 import math
 
+import numpy as np
+
 from ..elementary import cos, log
 from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
 from ..random import fold, uniform
@@ -22,6 +24,8 @@ from .simd import LINE_BYTES, copy_line, sum_line, view
 MOMENTUM = 0.1
 # Rows of Workspace.moments.
 MEAN, DEVIATION, DELTA, DELTA_X = range(4)
+#: What `sum_rows` adds up; not literals, for each of which Numba would compile it once more.
+SUMS, PRODUCTS = np.arange(2)
 
 
 @routine
@@ -76,7 +80,7 @@ def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
                 line[lane] += number(deviation) * math.sqrt(number(-2) * log(radius)) * cos(angle)
 
 
-@routine
+@inlined
 def add(layer, work, start, n_rows):
     """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
     for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
@@ -89,7 +93,7 @@ def add(layer, work, start, n_rows):
             slope[i] = 1
 
 
-@routine
+@inlined
 def split(layer, work, start, n_rows):
     """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
     for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
@@ -101,7 +105,7 @@ def split(layer, work, start, n_rows):
             out[i] *= right[i]
 
 
-@routine
+@inlined
 def join(layer, work, start, n_rows):
     """Add what `split` kept for a dense layer's input."""
     for k in range(n_panels(layer[N_IN], LINE_BYTES // work.a.itemsize)):
@@ -111,7 +115,7 @@ def join(layer, work, start, n_rows):
             delta[i] += kept[i]
 
 
-@routine
+@inlined
 def normalize(layer, parameters, work, start, first, epsilon, n_rows, thread):
     """One block: z at the layer's input becomes x, and y comes to lie at its output.
 
@@ -158,7 +162,7 @@ def normalize(layer, parameters, work, start, first, epsilon, n_rows, thread):
             fill(panel(work.delta, layer[NODE_OUT], k, work, start, n_rows), number(1))
 
 
-@routine
+@inlined
 def normalize_back(layer, parameters, work, start, first, n_rows, thread):
     """One block: delta[y] at the layer's output gives delta[z] at its input.
 
@@ -207,8 +211,8 @@ def normalize_back(layer, parameters, work, start, first, n_rows, thread):
 
 
 @routine
-def sum_rows(total, factors, x, lines, x_column, column, work, block_size, n_rows):
-    """Add up a panel's lines over the rows of a batch, or their products with those of ``x`` if ``factors``.
+def sum_rows(total, what, x, lines, x_column, column, work, block_size, n_rows):
+    """Add up a panel's lines over the rows of a batch (``SUMS``), or their products with those of ``x`` (``PRODUCTS``).
 
     ``column`` and ``x_column`` are where the panels begin in the first block, blocks lie ``block_size`` apart.
     """
@@ -216,7 +220,7 @@ def sum_rows(total, factors, x, lines, x_column, column, work, block_size, n_row
     for first in range(0, n_rows, work.block_rows):
         for r in range(min(work.block_rows, n_rows - first)):
             line, x_line = view(lines, column + r * width, width), view(x, x_column + r * width, width)
-            if factors:
+            if what == PRODUCTS:
                 for lane in range(width):
                     total[lane] += line[lane] * x_line[lane]
             else:
@@ -226,7 +230,7 @@ def sum_rows(total, factors, x, lines, x_column, column, work, block_size, n_row
         x_column += block_size
 
 
-@routine
+@inlined
 def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads):
     """Mean and deviation of z over the batch, and the moving averages; each thread its share of the panels.
 
@@ -240,7 +244,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
         place, column = layer[STATISTICS] + k * width, (layer[NODE_IN] + k * width) * work.block_rows
         fill(mean, 0.0)
         fill(variance, 0.0)
-        sum_rows(mean, False, work.a, work.a, column, column, work, block_size, n_rows)
+        sum_rows(mean, SUMS, work.a, work.a, column, column, work, block_size, n_rows)
         for lane in range(width):
             mean[lane] /= n_rows
         for first in range(0, n_rows, work.block_rows):
@@ -257,7 +261,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
             moving_variance[place + lane] += MOMENTUM * (unbiased - moving_variance[place + lane])
 
 
-@routine
+@inlined
 def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads):
     """Means over the batch of delta[y] gain, and of that times x; each thread its share of the panels."""
     width = LINE_BYTES // work.a.itemsize
@@ -269,8 +273,8 @@ def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
         column = (layer[NODE_OUT] + k * width) * work.block_rows
         fill(total, 0.0)
         fill(total_x, 0.0)
-        sum_rows(total, False, work.a, work.delta, x_column, column, work, block_size, n_rows)
-        sum_rows(total_x, True, work.a, work.delta, x_column, column, work, block_size, n_rows)
+        sum_rows(total, SUMS, work.a, work.delta, x_column, column, work, block_size, n_rows)
+        sum_rows(total_x, PRODUCTS, work.a, work.delta, x_column, column, work, block_size, n_rows)
         for lane in range(width):
             gain = parameters.W[layer[W] + 2 * k * width + lane]
             work.moments[DELTA, place + lane] = gain * number(total[lane] / n_rows)
@@ -316,12 +320,6 @@ def look_at_batch(back, layer, parameters, work, block_size, epsilon, n_rows, th
         batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads)
 
 
-FORWARD_APART, DELTA_APART = Hook(forward_apart), Hook(delta_apart)
-LOOK_AT_BATCH, PERTURB = Hook(look_at_batch), Hook(perturb)
-call_apart, call_batch, call_perturb = FORWARD_APART.call, LOOK_AT_BATCH.call, PERTURB.call
-
-
-@inlined
 def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
     """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
     width = LINE_BYTES // work.a.itemsize
@@ -330,5 +328,11 @@ def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
     column = base + (layer[NODE_OUT] + k * width) * work.block_rows
     fill(gains, strip.dtype.type(0))
     fill(shifts, strip.dtype.type(0))
-    sum_rows(gains, True, work.a, work.delta, x_column, column, work, block_size, n_rows)
-    sum_rows(shifts, False, work.a, work.delta, x_column, column, work, block_size, n_rows)
+    sum_rows(gains, PRODUCTS, work.a, work.delta, x_column, column, work, block_size, n_rows)
+    sum_rows(shifts, SUMS, work.a, work.delta, x_column, column, work, block_size, n_rows)
+
+
+FORWARD_APART, DELTA_APART = Hook(forward_apart), Hook(delta_apart)
+LOOK_AT_BATCH, PERTURB, SUM_GAINS = Hook(look_at_batch), Hook(perturb), Hook(sum_gains)
+call_apart, call_batch, call_perturb = FORWARD_APART.call, LOOK_AT_BATCH.call, PERTURB.call
+call_gains = SUM_GAINS.call

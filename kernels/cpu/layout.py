@@ -54,6 +54,9 @@ class Addresses(NamedTuple):
     norms: int = 0
     apply: int = 0
     settle: int = 0
+    gains: int = 0
+    penalize: int = 0
+    log_sum_exp: int = 0
 
 
 class Network(NamedTuple):

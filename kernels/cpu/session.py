@@ -13,12 +13,12 @@ from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
 from . import ahead, epoch, layout
-from .delta import PANEL_LOSS, custom_loss
+from .delta import LOG_SUM_EXP, PANEL_LOSS, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, custom_activation
-from .gradient import APPLY, NORMS, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
-from .jit import Hook
-from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB
+from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
+from .jit import Hook, uncollected
+from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
 from .layout import Addresses, Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
@@ -182,6 +182,9 @@ class Session:
             norms=NORMS.address_for(*network, *sizes),
             apply=APPLY.address_for(*network, optimizer, self.work, number, number, *sizes),
             settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
+            gains=SUM_GAINS.address_for(layer, self.work, *sizes, *sizes, self.work.strip[0], 0),
+            penalize=PENALIZE.address(self.topology.dtype),
+            log_sum_exp=LOG_SUM_EXP.address(self.topology.dtype),
         )
 
     def load(self, theta: np.ndarray) -> None:
@@ -397,6 +400,6 @@ def compile_loop(dtype: str) -> None:
     )
     theta, X = np.zeros(topology.n_parameters, dtype), np.zeros((1, 1), dtype)
     X.flags.writeable = False
-    with Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
+    with uncollected(), Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
         session.gradients(samples_alone(X))
         session.forward(X)
