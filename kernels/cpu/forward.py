@@ -160,11 +160,12 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             )
     for depth in range(span[0], span[1]):
         layer = network.layers[depth]
-        panels = n_panels(layer[N_OUT], width)
-        if layer[KIND] == DENSE:
-            panel_weights = (layer[N_IN] + 1) * width
-            for first_panel in range(0, panels, VECTORS.panels):
-                last_panel = min(first_panel + VECTORS.panels, panels)
+        panels, is_dense = n_panels(layer[N_OUT], width), layer[KIND] == DENSE
+        panel_weights = (layer[N_IN] + 1) * width
+        step = VECTORS.panels if is_dense else panels
+        for first_panel in range(0, panels, step):
+            last_panel = min(first_panel + step, panels)
+            if is_dense:
                 product_plus_bias(
                     (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
                     (parameters.W, layer[W] + first_panel * panel_weights, panel_weights),
@@ -173,15 +174,11 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                     n_rows,
                     last_panel - first_panel,
                 )
-                if layer[ACTIVATE_AT]:  # while z is in L1
-                    activate_panels(
-                        network, work, start, depth, first_panel, last_panel, key, position, n_rows, training
-                    )
-        else:
-            place = start, block * work.block_rows
-            call_apart(network.at.forward, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))
-            if layer[ACTIVATE_AT]:
-                activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
+            else:
+                place = start, block * work.block_rows, network.epsilon[depth]
+                call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
+            if layer[ACTIVATE_AT]:  # while z is in L1
+                activate_panels(network, work, start, depth, first_panel, last_panel, key, position, n_rows, training)
 
 
 @inlined

@@ -6,7 +6,7 @@ from queue import SimpleQueue
 
 import numpy as np
 
-from .jit import inlined
+from .jit import routine
 from .simd import atomic_add, atomic_load, relax, sleep_thread
 
 # Words of the barrier, each on a cache line of its own.
@@ -18,7 +18,7 @@ SPINS = 2000
 NAP_MICROSECONDS = 50
 
 
-@inlined
+@routine
 def barrier(sync, n_threads):
     """Wait until all threads of the team are here; what they wrote before is then seen by all."""
     if n_threads == 1:
