@@ -11,103 +11,89 @@ from ..problem import DENSE
 from .forward import block_start, sample
 from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
-from .layers import call_apart, fill_line
+from .layers import call_apart, fill, fill_line
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
-from .simd import LINE_BYTES, address_of, array_at, max_line, sum_line, view
+from .simd import (
+    add_line,
+    address_of,
+    array_at,
+    copy_line,
+    line_size,
+    multiply_line,
+    raise_line,
+    subtract_line,
+    take_lanes,
+    transpose_lines,
+    vector_size,
+    view,
+)
 
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
-def log_sum_exp(z, panel_step, size, n_out, lse, scratch, highest, total, number):
-    """lse = log(sum_k exp(z_k)) of each row of a block, repeated over the row's line.
+def log_softmax(z, scratch, size, number):
+    """z -= log(sum_k exp(z_k)) for each lane of the lines of ``size`` numbers at address ``z``.
 
-    ``z``, ``lse`` and ``scratch`` are the addresses of lines of ``size`` numbers, z's panels ``panel_step`` bytes
-    apart, ``highest`` and ``total`` of one number a row; all but z are overwritten. ``number`` is any of their type.
+    ``scratch`` is the address of as many numbers, and two lines more. ``number`` is any of their type.
     """
-    lse, scratch = array_at(lse, size, number), array_at(scratch, size, number)
-    width = LINE_BYTES // lse.itemsize
-    n_rows = size // width
-    highest, total = array_at(highest, n_rows, number), array_at(total, n_rows, number)
-    zero, least = type(number)(0), type(number)(-np.inf)
-    for r in range(n_rows):
-        highest[r], total[r] = least, zero
-    for panel in range(n_panels(n_out, width)):
-        lanes = n_out - panel * width
-        z_panel = array_at(z + panel * panel_step, size, number)
-        for i in range(size):
-            scratch[i] = z_panel[i] if (i & (width - 1)) < lanes else least
-        for r in range(n_rows):
-            highest[r] = max(highest[r], max_line(((scratch, r * width),)))
-    for r in range(n_rows):
-        fill_line(lse, r * width, highest[r])
-    for panel in range(n_panels(n_out, width)):
-        lanes = n_out - panel * width
-        z_panel = array_at(z + panel * panel_step, size, number)
-        for i in range(size):
-            scratch[i] = exp(z_panel[i] - lse[i]) if (i & (width - 1)) < lanes else zero
-        for r in range(n_rows):
-            total[r] += sum_line(((scratch, r * width),))
-    for r in range(n_rows):
-        total[r] = highest[r] + log(total[r])
-    for r in range(n_rows):
-        fill_line(lse, r * width, total[r])
+    width = line_size(array_at(z, size, number))
+    z, powers = array_at(z, size, number), array_at(scratch, size, number)
+    lines = array_at(scratch, size + 2 * width, number)
+    highest, total = view(lines, size, width), view(lines, size + width, width)
+    fill_line(highest, 0, type(number)(-np.inf))
+    fill_line(total, 0, type(number)(0))
+    for k in range(0, size, width):
+        raise_line(((z, k), (highest, 0)))
+    for k in range(0, size, width):
+        subtract_line(((highest, 0), (z, k)))
+    for i in range(size):
+        powers[i] = exp(z[i])
+    for k in range(0, size, width):
+        add_line(((powers, k), (total, 0)))
+    for lane in range(width):
+        total[lane] = log(total[lane])
+    for k in range(0, size, width):
+        subtract_line(((total, 0), (z, k)))
 
 
-LOG_SUM_EXP = Hook(log_sum_exp, lambda real: (*[int64] * 8, real))
-call_log_sum_exp = LOG_SUM_EXP.call
+LOG_SOFTMAX = Hook(log_softmax, lambda real: (int64, int64, int64, real))
+call_log_softmax = LOG_SOFTMAX.call
 
 
 def _compile_loss(row, variant=""):
     value, derivative = inlined(row.value, variant), inlined(row.delta, variant)
 
-    def panel_loss(z, target, lse, weight, loss, delta, p, lanes):
-        width = LINE_BYTES // z.itemsize
-        number = z.dtype.type
+    def columns_loss(z, t, p):
+        zero = type(p)(0)
         for i in range(z.size):
-            inside = (i & (width - 1)) < lanes
-            loss[i] = weight[i] * value(z[i], target[i], lse[i], p) if inside else number(0)
-            delta[i] = weight[i] * derivative(z[i], target[i], lse[i], p) if inside else number(0)
+            output, target = z[i], t[i]
+            z[i] = value(output, target, zero, p)
+            t[i] = derivative(output, target, zero, p)
 
-    def panel_loss_of_pairs(z, target, lse, weight, loss, delta, p, lanes):
-        width = LINE_BYTES // z.itemsize
-        number = z.dtype.type
-        for i in range(0, z.size, 2):
-            inside = (i & (width - 1)) < lanes
-            slope, other_slope = derivative(z[i], z[i + 1], target[i], p)
-            loss[i] = weight[i] * value(z[i], z[i + 1], target[i], p) if inside else number(0)
-            loss[i + 1] = 0
-            delta[i] = weight[i] * slope if inside else number(0)
-            delta[i + 1] = weight[i] * other_slope if inside else number(0)
+    def columns_loss_of_pairs(z, t, p):
+        width = line_size(z)
+        for k in range(0, z.size, 2 * width):
+            for i in range(k, k + width):
+                output, other, target = z[i], z[i + width], t[i]
+                z[i], z[i + width] = value(output, other, target, p), type(p)(0)
+                t[i], t[i + width] = derivative(output, other, target, p)
 
-    return embedded(panel_loss_of_pairs if row.pairs else panel_loss, variant or row.value.__name__)
+    return embedded(columns_loss_of_pairs if row.pairs else columns_loss, variant or row.value.__name__)
 
 
-_panel_loss = select(list(LOSSES.values()), _compile_loss)
+_columns_loss = select(list(LOSSES.values()), _compile_loss)
 
 
-@inlined
-def arrays_at(z, target, lse, weight, loss, delta, size, p):
-    """The arrays of ``size`` numbers at these addresses."""
-    return (
-        array_at(z, size, p),
-        array_at(target, size, p),
-        array_at(lse, size, p),
-        array_at(weight, size, p),
-        array_at(loss, size, p),
-        array_at(delta, size, p),
-    )
+def columns_loss(code, z, t, size, p):
+    """The loss in place of z, and its derivative by z in place of the target, by the addresses of ``size`` numbers.
 
-
-def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
-    """Loss and delta, times weight, of the first ``lanes`` lanes of a panel's lines, and zero in the others.
-
-    ``z`` to ``delta`` are the addresses of ``size`` numbers each, ``p`` is the loss's setting.
+    A line holds one output of as many samples; with a softmax z is its logarithm. ``p`` is the loss's setting.
     """
-    _panel_loss(code, (*arrays_at(z, target, lse, weight, loss, delta, size, p), p, lanes))
+    _columns_loss(code, (array_at(z, size, p), array_at(t, size, p), p))
 
 
-PANEL_LOSS = Hook(panel_loss, lambda real: (int64, *[int64] * 7, real, int64))
-call_panel_loss = PANEL_LOSS.call
+COLUMNS_LOSS = Hook(columns_loss, lambda real: (int64, int64, int64, int64, real))
+call_columns_loss = COLUMNS_LOSS.call
 
 
 @cache
@@ -123,68 +109,96 @@ def custom_loss(custom):
 
     run = _compile_loss(Loss(0, value, delta, identity_link), new_variant())
 
-    def panel_loss(code, z, target, lse, weight, loss, delta, size, p, lanes):
-        z, target, lse, weight, loss, delta = arrays_at(z, target, lse, weight, loss, delta, size, p)
-        run(z, target, lse, weight, loss, delta, p, lanes)
+    def columns_loss(code, z, t, size, p):
+        run(array_at(z, size, p), array_at(t, size, p), p)
 
-    return PANEL_LOSS.replaced_by(panel_loss)
+    return COLUMNS_LOSS.replaced_by(columns_loss)
 
 
 @inlined
-def fill_targets(data, first, n_rows, column, lanes, width, n_classes, smoothing, target):
-    """The targets of samples at positions ``first`` to ``first + n_rows``, from ``column`` on, as lines of a panel."""
-    number = target.dtype.type
+def transpose_square(source, start, target, to):
+    """As many lines as a line has numbers become its columns."""
+    width, step = line_size(source), vector_size(source)
+    for line in range(0, width, step):
+        transpose_lines((source, start + line * width), (target, to + line), step)
+
+
+@inlined
+def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, targets):
+    """The targets of samples at positions ``first`` to ``first + n_rows``, at most a line's lanes, as columns."""
+    width = line_size(targets)
+    number = targets.dtype.type
     keep, give = number(1.0 - smoothing), number(smoothing / n_classes)
-    for r in range(n_rows):
-        n = sample(data, first + r)
-        if data.labels.size:
-            fill_line(target, r * width, give)
-            label = data.labels[n] - column
-            if 0 <= label < width:
-                target[r * width + label] = keep + give
-        else:
-            line, row = view(target, r * width, width), view(data.targets[n], column, min(lanes, width))
-            for lane in range(row.size):
-                line[lane] = keep * row[lane] + give
+    if data.labels.size:
+        labels = view(square, 0, width)
+        for r in range(n_rows):
+            labels[r] = data.labels[sample(data, first + r)]
+        for k in range(n_out):
+            line = view(targets, k * width, width)
+            for lane in range(line.size):
+                line[lane] = keep + give if labels[lane] == number(k) else give
+        return
+    for column in range(0, n_out, width):
+        for r in range(n_rows):
+            row = data.targets[sample(data, first + r)]
+            take_lanes((row, column), (square, r * width), n_out - column)
+        transpose_square(square, 0, targets, column * width)
+    if smoothing > 0.0:
+        used = view(targets, 0, n_out * width)
+        for i in range(used.size):
+            used[i] = keep * used[i] + give
+
+
+@inlined
+def weigh(data, first, n_rows, scale, weight):
+    """What samples at positions ``first`` to ``first + n_rows`` count for, as a line."""
+    fill_line(weight, 0, weight.dtype.type(scale))
+    if data.weight.size:
+        for r in range(n_rows):
+            weight[r] *= data.weight[sample(data, first + r)]
 
 
 @embedded
 def output_delta(network, data, work, block, first, position, n_rows, scale, thread):
     """Loss and output delta of a block, into ``work.loss`` and ``work.delta``.
 
-    ``scale`` times a sample's weight is its share of the update. Precondition: ``work.a`` holds z.
+    ``scale`` times a sample's weight is its share of the update. As many rows as a line has lanes are taken at a time,
+    and transposed: so few outputs fill the vectors, and a softmax sums over lines. Precondition: ``work.a`` holds z.
     """
     layers = network.layers
     layer = layers[len(layers) - 1]
     n_out = layer[N_OUT]
-    width = LINE_BYTES // work.a.itemsize
-    panel_size = work.block_rows * width
+    width = line_size(work.a)
+    panel_size, square_size = work.block_rows * width, width * width
     start = block_start(layers, work, block) + layer[NODE_OUT] * work.block_rows
     number = work.a.dtype.type
-    n_classes = n_out if network.softmax else 2
-    size = n_rows * width
-    lines, rows = work.lines[thread], work.rows[thread]
-    target, lse = view(lines[0], 0, size), view(lines[1], 0, size)
-    weight, loss = view(lines[2], 0, size), view(lines[3], 0, size)
-    lines_at = address_of(target, 0), address_of(lse, 0), address_of(weight, 0), address_of(loss, 0)
-    if network.softmax:
-        panels_at = address_of(work.a, start), panel_size * work.a.itemsize, size, n_out
-        scratch_at = lines_at[1], lines_at[3], address_of(rows[0], 0), address_of(rows[1], 0)
-        call_log_sum_exp(network.at.log_sum_exp, (*panels_at, *scratch_at, number(0)))
-    sums = view(work.loss, block * work.block_rows, n_rows)
-    for r in range(n_rows):
-        share = number(scale)
-        if data.weight.size:
-            share *= data.weight[sample(data, first + position + r)]
-        fill_line(weight, r * width, share)
-        sums[r] = 0.0
-    for panel in range(n_panels(n_out, width)):
-        begin, lanes = start + panel * panel_size, n_out - panel * width
-        fill_targets(data, first + position, n_rows, panel * width, lanes, width, n_classes, network.smoothing, target)
-        places = address_of(work.a, begin), *lines_at, address_of(work.delta, begin)
-        call_panel_loss(network.loss_at, (network.loss, *places, size, number(network.loss_setting), lanes))
-        for r in range(n_rows):
-            sums[r] += sum_line(((loss, r * width),))
+    panels, n_classes = n_panels(n_out, width), n_out if network.softmax else 2
+    z, targets = work.columns[thread][0], work.columns[thread][1]
+    square, weight, total = work.square[thread], view(work.lines[thread][0], 0, width), work.totals[thread, 0]
+    z_at, targets_at, size = address_of(z, 0), address_of(targets, 0), n_out * width
+    for row in range(0, n_rows, width):
+        rows, begin, place = min(width, n_rows - row), start + row * width, first + position + row
+        for panel in range(panels):
+            transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
+        if network.softmax:
+            call_log_softmax(network.at.log_softmax, (z_at, targets_at, size, number(0)))
+        target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
+        call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
+        weigh(data, place, rows, scale, weight)
+        fill(total, 0.0)
+        for k in range(0, size, width):
+            multiply_line(((weight, 0), (z, k)))
+            multiply_line(((weight, 0), (targets, k)))
+            line = view(z, k, width)
+            for lane in range(line.size):
+                total[lane] += line[lane]
+        sums = view(work.loss, block * work.block_rows + row, rows)
+        for r in range(rows):
+            sums[r] = total[r]
+        for panel in range(panels):
+            transpose_square(targets, panel * square_size, square, 0)
+            for r in range(rows):
+                copy_line(((square, r * width), (work.delta, begin + panel * panel_size + r * width)))
 
 
 @embedded
@@ -193,7 +207,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
 
     Precondition: ``work.delta`` holds f'(z) of the layers before.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     start = block_start(network.layers, work, block)
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
@@ -201,7 +215,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
         if layer[KIND] == DENSE:
             product_times_derivative(
                 (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
-                (parameters.WT, layer[WT], layer[N_OUT] * width),
+                (parameters.WT, layer[WT], n_panels(layer[N_OUT], width) * width * width),
                 (work.delta, start + layer[NODE_IN] * work.block_rows, panel_size),
                 layer[N_OUT],
                 n_rows,

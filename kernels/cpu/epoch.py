@@ -26,7 +26,7 @@ from .gradient import (
 from .jit import entry, inlined, routine
 from .layers import call_batch, moving_moments
 from .layout import N_OUT, NODE_OUT, convert, n_panels
-from .simd import LINE_BYTES, flush_subnormals, restore_subnormals, view
+from .simd import flush_subnormals, line_size, restore_subnormals, view
 from .team import barrier
 
 # Constants below are np.int64(...) where a callee is called elsewhere with a variable: for a literal, Numba would
@@ -222,8 +222,8 @@ def backpropagate(network, parameters, data, work, optimizer, first, n_rows, wei
 def count_wrong(x):
     """How many numbers are not finite."""
     wrong = 0
-    for number in x:
-        wrong += number - number != 0
+    for i in range(x.size):
+        wrong += x[i] - x[i] != 0
     return wrong
 
 
@@ -310,7 +310,7 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
     """
     control = flush_subnormals()
     layer = network.layers[len(network.layers) - 1]
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     start = block_start(network.layers, work, thread) + layer[NODE_OUT] * work.block_rows
     key = np.uint64(0)
     if len(network.batch_norms):

@@ -11,10 +11,12 @@ from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_read, view
+from .simd import VECTORS, address_of, array_at, copy_line, line_size, prefetch_to_read, take_lanes, view
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
 AHEAD = 16
+#: Features of up to so many numbers in all are close enough without prefetching.
+NEAR_SIZE = 1 << 16
 
 product_plus_bias = make_product(start="bias", finish="store")
 
@@ -76,11 +78,11 @@ def sample(data, position):
 
 
 @inlined
-def prefetch_sample(data, position, width):
+def prefetch_sample(data, position, panels):
     """Fetch a sample from wherever it lies in memory: its features now, its targets for the loss."""
     n = sample(data, position)
-    for lane in range(0, data.X.shape[1], width):
-        prefetch_to_read(((data.X[n], lane),))
+    for panel in range(panels):
+        prefetch_to_read(((data.X[n], panel * line_size(data.X)),))
     if data.labels.size:
         prefetch_to_read(((data.labels, n),))
     elif data.targets.size:
@@ -91,19 +93,17 @@ def prefetch_sample(data, position, width):
 def gather(data, work, start, first, n_rows):
     """Copy the samples at positions ``first`` to ``first + n_rows`` into the panels at ``a[start]``."""
     n_in = data.X.shape[1]
-    width = LINE_BYTES // work.a.itemsize
-    whole = n_in // width
+    width = line_size(work.a)
+    panels, panel_size = n_panels(n_in, width), work.block_rows * width
+    is_far = data.X.size > NEAR_SIZE
     for r in range(n_rows):
-        prefetch_sample(data, first + min(r + AHEAD, n_rows - 1), width)
-        x = data.X[sample(data, first + r)]
-        line = start + r * width
-        for panel in range(whole):
-            copy_line(((x, panel * width), (work.a, line + panel * work.block_rows * width)))
-        rest = view(x, whole * width, n_in - whole * width)
-        line += whole * work.block_rows * width
-        target = view(work.a, line, rest.size)
-        for lane in range(rest.size):
-            target[lane] = rest[lane]
+        if is_far:
+            prefetch_sample(data, first + min(r + AHEAD, n_rows - 1), panels)
+        x, line = data.X[sample(data, first + r)], start + r * width
+        for panel in range(panels - 1):
+            copy_line(((x, panel * width), (work.a, line)))
+            line += panel_size
+        take_lanes((x, (panels - 1) * width), (work.a, line), n_in - (panels - 1) * width)
 
 
 @inlined
@@ -126,7 +126,7 @@ def drop(a, delta, width, rate, key, first, n_rows):
 def activate_panels(network, work, start, depth, first_panel, last_panel, key, first, n_rows, training):
     """Take some panels of a layer's z through its activation and its dropout."""
     layer, setting = network.layers[depth], work.a.dtype.type(network.setting[depth])
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     panel_size = work.block_rows * width
     begin = start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size
     for panel in range(first_panel, last_panel):
@@ -147,7 +147,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
     Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``.
     ``key`` is the update's dropout key, ``position`` the block's first row within the update.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     start = block_start(network.layers, work, block)
     panel_size = work.block_rows * width
     if span[0] == 0:
@@ -184,7 +184,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
 @inlined
 def block_start(layers, work, block):
     """Where a block's activations, and deltas, start."""
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     last = layers[len(layers) - 1]
     lanes = last[NODE_OUT] + n_panels(last[N_OUT], width) * width
     return block * work.block_rows * lanes

@@ -3,7 +3,7 @@
 from itertools import product
 
 from .jit import routine
-from .simd import LINE_BYTES, VECTORS, Shape, make_tile, tile_code
+from .simd import VECTORS, Shape, line_size, make_tile, tile_code
 
 
 def _shapes(heights, ones=(False,)):
@@ -30,7 +30,7 @@ def make_product(start, finish):
         a_array, a_start, a_panel = a
         b_array, b_start, b_panel = b
         c_array, c_start, c_panel = c
-        width = LINE_BYTES // a_array.itemsize
+        width = line_size(a_array)
         for panel in range(0, n_panels, widest):
             panels = min(widest, n_panels - panel)
             weights = (b_array, b_start + panel * b_panel, width * width, b_panel)

@@ -29,7 +29,7 @@ from .layout import (
     n_panels,
     transpose_rows,
 )
-from .simd import LINE_BYTES, VECTORS, address_of, array_at, copy_line, prefetch_to_write, sum_line, tile_code, view
+from .simd import VECTORS, address_of, array_at, copy_line, line_size, prefetch_to_write, sum_line, tile_code, view
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -190,7 +190,7 @@ def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, s
     The chunk's blocks start at ``base``, ``block_size`` apart.
     """
     block_rows = work.block_rows
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     panel_size = block_rows * width
     column = base + layer[NODE_OUT] * block_rows + group * WIDE * panel_size
     row = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
@@ -213,7 +213,7 @@ def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, s
 @inlined
 def prefetch_parameters(parameters, start, count):
     """Fetch lines of W and of the slots while their gradient is being summed."""
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     for line in range(start, start + count * width, width):
         prefetch_to_write(((parameters.W, line),))
         for k in range(len(parameters.slots)):
@@ -227,7 +227,7 @@ def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, 
     ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
     ``slot, is_first = divmod(into, 2)``: set ``parameters.grad[slot]``, or add to it.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     block_size = block_start(network.layers, work, 1)
     is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
     total = 0
@@ -290,7 +290,7 @@ def penalize(W, grad, total, size, l1, l2):
     penalties into the line at ``total``.
     """
     W, grad = array_at(W, size, l1), array_at(grad, size, l1)
-    width = LINE_BYTES // W.itemsize
+    width = line_size(W)
     half, zero = type(l1)(0.5) * l2, type(l1)(0)
     total = array_at(total, width, l1)
     fill(total, zero)
@@ -309,7 +309,7 @@ call_penalize = PENALIZE.call
 @inlined
 def penalize_from(network, parameters, work, start, grad, size, l1, l2, thread):
     """Penalize ``size`` weights from ``W[start]``; returns the penalties."""
-    total = view(work.lines[thread][0], 0, LINE_BYTES // grad.itemsize)
+    total = view(work.lines[thread][0], 0, line_size(grad))
     places = address_of(parameters.W, start), address_of(grad, 0), address_of(total, 0)
     call_penalize(network.at.penalize, (*places, size, l1, l2))
     return float(sum_line(((total, 0),)))
@@ -340,7 +340,7 @@ def panel_of(layers, number, width):
 
 def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
     """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
         depth, _, start, end = panel_of(network.layers, number, width)
         grad = view(parameters.grad[0], start, end - start)
@@ -355,7 +355,7 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
 
 def square_norms(network, parameters, thread, n_threads):
     """Squared norm of each panel of the gradient. Precondition: `reduce`."""
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
         _, _, start, end = panel_of(network.layers, number, width)
         total = 0.0
@@ -375,7 +375,7 @@ def clipping_scale(parameters, clip_norm):
 
 def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads):
     """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, number, width)
         grad = view(parameters.grad[0], start, end - start)
@@ -395,7 +395,7 @@ def settle(network, parameters, work, share, thread, n_threads):
     """After an update bring the norms of columns down to ``max_norm``, and the average along by ``share``; each thread
     has the panels it has in `reduce`.
     """
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     number = parameters.W.dtype.type
     for k in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, k, width)

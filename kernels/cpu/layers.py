@@ -18,7 +18,7 @@ from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
 from ..random import fold, uniform
 from .jit import Hook, inlined, routine
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, W, n_panels
-from .simd import LINE_BYTES, copy_line, sum_line, view
+from .simd import copy_line, line_size, sum_line, view
 
 #: What the moving averages take from each batch.
 MOMENTUM = 0.1
@@ -31,7 +31,7 @@ SUMS, PRODUCTS = np.arange(2)
 @routine
 def fill_line(array, start, value):
     """Set one whole line of a panel."""
-    line = view(array, start, LINE_BYTES // array.itemsize)
+    line = view(array, start, line_size(array))
     for lane in range(line.size):
         line[lane] = value
 
@@ -45,7 +45,7 @@ def fill(lines, value):
 @routine
 def repeat_line(source, start, lines, n_rows):
     """Copy one line into all rows."""
-    width = LINE_BYTES // lines.itemsize
+    width = line_size(lines)
     for r in range(n_rows):
         copy_line(((source, start), (lines, r * width)))
 
@@ -53,7 +53,7 @@ def repeat_line(source, start, lines, n_rows):
 @routine
 def average_rows(lines, n_rows, n):
     """Each row's sum over n, in all its lanes."""
-    width = LINE_BYTES // lines.itemsize
+    width = line_size(lines)
     for r in range(n_rows):
         fill_line(lines, r * width, sum_line(((lines, r * width),)) / lines.dtype.type(n))
 
@@ -61,7 +61,7 @@ def average_rows(lines, n_rows, n):
 @inlined
 def panel(array, node, number, work, start, n_rows):
     """A block's lines of one panel of a node."""
-    width = LINE_BYTES // array.itemsize
+    width = line_size(array)
     begin = start + node * work.block_rows + number * work.block_rows * width
     return view(array, begin, n_rows * width)
 
@@ -69,7 +69,7 @@ def panel(array, node, number, work, start, n_rows):
 def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
     """Add Gaussian noise to the inputs of a block, by the method of Box & Muller (1958); counted like `drop`'s."""
     number = a.dtype.type
-    width = LINE_BYTES // a.itemsize
+    width = line_size(a)
     for r in range(n_rows):
         row_key = fold(key, first + r)
         for column in range(0, n_in, width):
@@ -83,7 +83,7 @@ def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
 @inlined
 def add(layer, work, start, n_rows):
     """a[l] = a[l-1] + a[SKIP]; the derivative is 1."""
-    for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
+    for k in range(n_panels(layer[N_OUT], line_size(work.a))):
         left = panel(work.a, layer[NODE_IN], k, work, start, n_rows)
         right = panel(work.a, layer[SKIP], k, work, start, n_rows)
         out = panel(work.a, layer[NODE_OUT], k, work, start, n_rows)
@@ -96,7 +96,7 @@ def add(layer, work, start, n_rows):
 @inlined
 def split(layer, work, start, n_rows):
     """The delta of a sum goes to both its summands: times f'(z) to the last layer, and kept for `join` to the other."""
-    for k in range(n_panels(layer[N_OUT], LINE_BYTES // work.a.itemsize)):
+    for k in range(n_panels(layer[N_OUT], line_size(work.a))):
         left = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
         right = panel(work.delta, layer[SKIP], k, work, start, n_rows)
         out = panel(work.delta, layer[NODE_OUT], k, work, start, n_rows)
@@ -108,7 +108,7 @@ def split(layer, work, start, n_rows):
 @inlined
 def join(layer, work, start, n_rows):
     """Add what `split` kept for a dense layer's input."""
-    for k in range(n_panels(layer[N_IN], LINE_BYTES // work.a.itemsize)):
+    for k in range(n_panels(layer[N_IN], line_size(work.a))):
         delta = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
         kept = panel(work.delta, layer[SKIP], k, work, start, n_rows)
         for i in range(delta.size):
@@ -122,7 +122,7 @@ def normalize(layer, parameters, work, start, first, epsilon, n_rows, thread):
     ``first`` is the block's first row in ``work.deviation``. Precondition: ``work.moments`` holds the batch's mean and
     deviation.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     number = work.a.dtype.type
     kind, n, panels = layer[KIND], layer[N_OUT], n_panels(layer[N_OUT], width)
     mean, scale = view(work.lines[thread][0], 0, n_rows * width), view(work.lines[thread][1], 0, n_rows * width)
@@ -168,7 +168,7 @@ def normalize_back(layer, parameters, work, start, first, n_rows, thread):
 
     Precondition: in batch normalization ``work.moments`` holds the means of delta and of delta x.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     number = work.a.dtype.type
     kind, n, panels = layer[KIND], layer[N_OUT], n_panels(layer[N_OUT], width)
     lines = work.lines[thread]
@@ -216,7 +216,7 @@ def sum_rows(total, what, x, lines, x_column, column, work, block_size, n_rows):
 
     ``column`` and ``x_column`` are where the panels begin in the first block, blocks lie ``block_size`` apart.
     """
-    width = LINE_BYTES // lines.itemsize
+    width = line_size(lines)
     for first in range(0, n_rows, work.block_rows):
         for r in range(min(work.block_rows, n_rows - first)):
             line, x_line = view(lines, column + r * width, width), view(x, x_column + r * width, width)
@@ -236,7 +236,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
 
     The variance that moves the average is the unbiased one, as in PyTorch.
     """
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     number = work.a.dtype.type
     mean, variance = work.totals[thread, 0], work.totals[thread, 1]
     moving_mean, moving_variance = parameters.moving[0], parameters.moving[1]
@@ -264,7 +264,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
 @inlined
 def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads):
     """Means over the batch of delta[y] gain, and of that times x; each thread its share of the panels."""
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     number = work.a.dtype.type
     total, total_x = work.totals[thread, 0], work.totals[thread, 1]
     for k in range(thread, n_panels(layer[N_OUT], width), n_threads):
@@ -285,7 +285,7 @@ def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
 def moving_moments(network, parameters, work):
     """Mean and deviation for inference, from the moving averages."""
     number = work.a.dtype.type
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     for depth in network.batch_norms:
         layer = network.layers[depth]
         for lane in range(layer[STATISTICS], layer[STATISTICS] + n_panels(layer[N_OUT], width) * width):
@@ -322,7 +322,7 @@ def look_at_batch(back, layer, parameters, work, block_size, epsilon, n_rows, th
 
 def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
     """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
-    width = LINE_BYTES // work.a.itemsize
+    width = line_size(work.a)
     gains, shifts = view(strip, line, width), view(strip, line + width, width)
     x_column = base + (layer[NODE_IN] + k * width) * work.block_rows
     column = base + (layer[NODE_OUT] + k * width) * work.block_rows

@@ -4,7 +4,7 @@ A *panel* is one cache line of neighbouring features, P = 64 bytes / itemsize wi
 contiguous lines, whatever the widths:
 
 - weights          W   [n_out/P][n_in + 1][P]   row n_in is the bias
-- their transpose  WT  [n_in/P][n_out][P]       for the delta; none for the first layer
+- their transpose  WT  [n_in/P][n_out][P]       for the delta, in whole panels of rows; none for the first layer
 - activations      a   [block][layer][n/P][block_rows][P], deltas alike
 
 Lanes past a layer's width hold zeros in W, WT and delta, and stay so under every optimizer, since their
@@ -18,7 +18,7 @@ import numpy as np
 
 from ..problem import BATCH_NORM, DENSE, SUM, Layer
 from .jit import entry, inlined
-from .simd import LINE_BYTES, VECTORS, copy_line, make_transpose
+from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_lanes, transpose_lines, vector_size
 
 # Columns of Network.layers.
 (
@@ -56,7 +56,7 @@ class Addresses(NamedTuple):
     settle: int = 0
     gains: int = 0
     penalize: int = 0
-    log_sum_exp: int = 0
+    log_softmax: int = 0
 
 
 class Network(NamedTuple):
@@ -154,10 +154,12 @@ class Workspace(NamedTuple):
         Each thread's part of the gradient on its way to the update.
     penalty : float64
         What each strip, or panel, of the weights adds to the loss.
-    lines : 3-D (n_threads, 4, ...)
-        Each thread's targets, log-sum-exps, weights and losses of a panel.
-    rows : 3-D (n_threads, 2, block_rows)
-        Each thread's numbers by row.
+    lines : 3-D (n_threads, 3, ...)
+        Each thread's lines of a panel.
+    columns : 3-D (n_threads, 2, ...)
+        Each thread's outputs and targets of a few rows, transposed.
+    square : 2-D (n_threads, panel width squared)
+        What each thread transposes.
     scalars : float64 (n_threads, n_groups, 8)
         Each thread's optimizer scalars of a step, by groups of parameters.
     deviation : 2-D (n_norms, rows of all blocks)
@@ -181,7 +183,8 @@ class Workspace(NamedTuple):
     strip: np.ndarray
     penalty: np.ndarray
     lines: np.ndarray
-    rows: np.ndarray
+    columns: np.ndarray
+    square: np.ndarray
     scalars: np.ndarray
     deviation: np.ndarray
     moments: np.ndarray
@@ -237,7 +240,7 @@ def layer_table(layers: list[Layer], activations, dtype) -> tuple[np.ndarray, Si
         if layer.kind == DENSE:
             dense = depth
             if depth > 0:
-                row[WT], wt = wt, wt + round_up(layer.n_in, width) * layer.n_out
+                row[WT], wt = wt, wt + round_up(layer.n_in, width) * padded
         elif layer.kind == SUM:
             row[SKIP], table[dense, SKIP] = table[dense, NODE_IN], end
         elif layer.kind == BATCH_NORM:
@@ -261,10 +264,10 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
 
     Precondition: the padding of ``panels`` is zero.
     """
-    width = LINE_BYTES // panels.itemsize
+    width = line_size(panels)
     for row in layers:
         n_in, n_out, bias = row[N_IN], row[N_OUT], row[BIAS]
-        whole = n_out // width
+        whole = n_panels(n_out, width) - 1
         # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
         for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):
             flat, line = row[THETA] + i * n_out, row[W] + i * width
@@ -275,38 +278,27 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
                     copy_line(((panels, line), (theta, flat)))
                 flat += width
                 line += (n_in + 1) * width
-            for lane in range(n_out - whole * width):
-                if into_panels:
-                    panels[line + lane] = theta[flat + lane]
-                else:
-                    theta[flat + lane] = panels[line + lane]
-
-
-transpose_lines = make_transpose(VECTORS.columns)
+            if into_panels:
+                take_lanes((theta, flat), (panels, line), n_out - whole * width)
+            else:
+                give_lanes((panels, line), (theta, flat), n_out - whole * width)
 
 
 @inlined
 def transpose_rows(parameters, layer, panel, first, last):
     """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT; ``first`` is that of a gradient's strip."""
-    width = LINE_BYTES // parameters.W.itemsize
-    n_in, n_out = layer[N_IN], layer[N_OUT]
-    lanes = min(width, n_out - panel * width)
-    step = VECTORS.columns
+    width, step = line_size(parameters.W), vector_size(parameters.W)
+    n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
     for i in range(first, last, step):
         line = layer[W] + (panel * (n_in + 1) + i) * width
-        column = layer[WT] + (i // width * n_out + panel * width) * width + i % width
-        if i + step <= last and lanes == width:
-            transpose_lines((parameters.W, line), (parameters.WT, column))
-        else:
-            for row in range(min(step, last - i)):
-                for lane in range(lanes):
-                    parameters.WT[column + lane * width + row] = parameters.W[line + row * width + lane]
+        column = layer[WT] + (i // width * panels + panel) * width * width + i % width
+        transpose_lines((parameters.W, line), (parameters.WT, column), last - i)
 
 
 @entry
 def transpose(layers, parameters):
     """Write all of WT from W."""
-    width = LINE_BYTES // parameters.W.itemsize
+    width = line_size(parameters.W)
     for layer in layers:
         if layer[WT] >= 0:
             for panel in range(n_panels(layer[N_OUT], width)):

@@ -13,7 +13,7 @@ from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
 from . import ahead, epoch, layout
-from .delta import LOG_SUM_EXP, PANEL_LOSS, custom_loss
+from .delta import COLUMNS_LOSS, LOG_SOFTMAX, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, custom_activation
 from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
@@ -123,15 +123,17 @@ class Session:
         n_panels = sum(-(-layer.n_out // width) for layer in layers)
         n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
+        columns_size = (round_up(layers[-1].n_out, width) + 2) * width  # and two lines of scratch
         self.work = Workspace(
-            a=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
+            a=aligned_zeros(n_blocks * block_rows * sizes.lanes + width**2, dtype),  # as does one of rows
             delta=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
             loss=np.zeros(n_blocks * block_rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
             penalty=np.zeros(max(n_strips, n_panels)),
-            lines=aligned_zeros(self.n_threads * 4 * block_rows * width, dtype).reshape(self.n_threads, 4, -1),
-            rows=np.zeros((self.n_threads, 2, block_rows), dtype),
+            lines=aligned_zeros(self.n_threads * 3 * block_rows * width, dtype).reshape(self.n_threads, 3, -1),
+            columns=aligned_zeros(self.n_threads * 2 * columns_size, dtype).reshape(self.n_threads, 2, -1),
+            square=aligned_zeros(self.n_threads * width**2, dtype).reshape(self.n_threads, -1),
             scalars=np.zeros((self.n_threads, 0, 0)),
             deviation=np.zeros((sizes.norms, n_blocks * block_rows), dtype),
             moments=aligned_zeros(4 * sizes.units, dtype).reshape(4, -1),
@@ -142,7 +144,7 @@ class Session:
             chunk_rows=chunk_rows,
         )
         self.parameters = Parameters(
-            W=aligned_zeros(sizes.W, dtype),
+            W=aligned_zeros(sizes.W + width**2, dtype)[: sizes.W],  # a transposition reads on
             WT=aligned_zeros(sizes.WT, dtype),
             slots=np.zeros((0, sizes.W), dtype),
             grad=np.zeros((0, sizes.W), dtype),
@@ -184,7 +186,7 @@ class Session:
             settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
             gains=SUM_GAINS.address_for(layer, self.work, *sizes, *sizes, self.work.strip[0], 0),
             penalize=PENALIZE.address(self.topology.dtype),
-            log_sum_exp=LOG_SUM_EXP.address(self.topology.dtype),
+            log_softmax=LOG_SOFTMAX.address(self.topology.dtype),
         )
 
     def load(self, theta: np.ndarray) -> None:
@@ -371,7 +373,7 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
         return 0, custom_loss(loss).address(dtype), 0.0, 0, 0.0
     row = LOSSES[loss.name]
     smoothing = loss.setting if row.setting is SMOOTHING else 0.0
-    return row.code, PANEL_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
+    return row.code, COLUMNS_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
 
 
 def compile_loop(dtype: str) -> None:

@@ -153,12 +153,12 @@ class _Emitter:
         self.number = context.get_value_type(element)
         self.vector = ir.VectorType(self.number, self.lanes)
         self.index = ir.IntType(64)
+        self.suffix = f"v{self.lanes}f{element.bitwidth}"
 
     def multiply_add(self, a, b, c):
         if not VECTORS.fused:
             return self.builder.fadd(self.builder.fmul(a, b), c)
-        kind = "f32" if self.itemsize == 4 else "f64"
-        return _call(self.builder, f"llvm.fma.v{self.lanes}{kind}", self.vector, a, b, c)
+        return _call(self.builder, f"llvm.fma.{self.suffix}", self.vector, a, b, c)
 
     def fields(self, value, kind):
         """Unpack a tuple of an array and integers into the array's pointer and the integers."""
@@ -180,6 +180,25 @@ class _Emitter:
         pointer = self.builder.bitcast(pointer, value.type.as_pointer())
         self.builder.store(value, pointer, align=self.itemsize)
 
+    def first_lanes(self, count):
+        """A mask of the first ``count`` lanes."""
+        builder, int32 = self.builder, ir.IntType(32)
+        counts = ir.VectorType(int32, self.lanes)
+        first = builder.insert_element(ir.Constant(counts, ir.Undefined), builder.trunc(count, int32), int32(0))
+        repeated = self.shuffle(first, first, [0] * self.lanes)
+        return builder.icmp_signed("<", ir.Constant(counts, list(range(self.lanes))), repeated)
+
+    def load_masked(self, pointer, mask):
+        """A vector with zeros where the mask has none; nothing is read there."""
+        zero, align = ir.Constant(self.vector, [0.0] * self.lanes), ir.IntType(32)(self.itemsize)
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        return _call(self.builder, f"llvm.masked.load.{self.suffix}.p0", self.vector, pointer, align, mask, zero)
+
+    def store_masked(self, value, pointer, mask):
+        align = ir.IntType(32)(self.itemsize)
+        pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
+        _call(self.builder, f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, align, mask)
+
     def broadcast(self, pointer):
         scalar = self.builder.load(pointer, align=self.itemsize, typ=self.number)
         int32 = ir.IntType(32)
@@ -194,9 +213,6 @@ class _Emitter:
         first = half * self.lanes // 2
         pairs = ((k, k + self.lanes) for k in range(first, first + self.lanes // 2))
         return self.shuffle(a, b, [k for pair in pairs for k in pair])
-
-    def extract(self, vector, first, count):
-        return self.shuffle(vector, vector, list(range(first, first + count)))
 
     def phi(self, kind, incoming, block):
         node = self.builder.phi(kind)
@@ -342,43 +358,91 @@ prefetch_to_write = _line_intrinsic(_make_prefetch(for_writing=True), result=Fal
 copy_line = _line_intrinsic(_emit_copy, result=False)
 #: ``sum_line((source,))``
 sum_line = _line_intrinsic(_make_reduction(lambda builder, a, b: builder.fadd(a, b)), result=True)
-#: ``max_line((source,))``; NaN counts for nothing or for all.
-max_line = _line_intrinsic(
-    _make_reduction(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", a, b), a, b)), result=True
+
+
+def _make_lanewise(combine: Callable) -> Callable:
+    def emit(emitter, source, target):
+        for lane in range(0, emitter.width, emitter.lanes):
+            place = emitter.at(target, lane)
+            value = combine(emitter.builder, emitter.load(place), emitter.load(emitter.at(source, lane)))
+            emitter.store(value, place)
+
+    return emit
+
+
+#: ``add_line((source, target))``: target += source
+add_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fadd(a, b)), result=False)
+#: ``multiply_line((source, target))``: target *= source
+multiply_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fmul(a, b)), result=False)
+#: ``subtract_line((source, target))``: target -= source
+subtract_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fsub(a, b)), result=False)
+#: ``raise_line((source, target))``: target = max(source, target); NaN in the source counts for nothing.
+raise_line = _line_intrinsic(
+    _make_lanewise(lambda builder, a, b: builder.select(builder.fcmp_ordered(">", b, a), b, a)), result=False
 )
 
 
-def make_transpose(height: int) -> Callable:
-    """Make an intrinsic ``transpose(source, target)`` of ``height`` lines, a power of two.
+def _lanes_intrinsic(emit: Callable) -> Callable:
+    """An intrinsic ``f(source, target, count)`` on the first ``count`` numbers of a line.
 
-    ``source = (array, start)`` are successive lines of a panel; they become the columns of as many lines of the target
-    as a panel is wide: ``target = (array, start)``, element (lane, line) at ``start + lane * width + line``.
+    ``emit(emitter, source, target, mask)`` does it for one vector.
     """
 
     @intrinsic
-    def transpose(typingctx, source, target):
+    def lanes(typingctx, source, target, count):
         def codegen(context, builder, signature, args):
             emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
             (a_data, a_start), (b_data, b_start) = (
-                emitter.fields(value, kind) for value, kind in zip(args, signature.args, strict=True)
+                emitter.fields(value, kind) for value, kind in zip(args[:2], signature.args[:2], strict=True)
             )
-            lanes, width = emitter.lanes, emitter.width
-            for part in range(0, width, lanes):
-                vectors = [emitter.load(emitter.at(a_data, a_start, line * width + part)) for line in range(height)]
-                # Interleaving the first half with the second moves the top bit of an element's line to the bottom of
-                # its position; once per bit of the line number, and lines have become columns.
-                for _ in range(height.bit_length() - 1):
-                    halves = zip(vectors[: height // 2], vectors[height // 2 :], strict=True)
-                    vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
-                for lane in range(lanes):
-                    vector, first = divmod(lane * height, lanes)
-                    line = emitter.extract(vectors[vector], first, min(height, lanes))
-                    emitter.store(line, emitter.at(b_data, b_start, (part + lane) * width))
+            for lane in range(0, emitter.width, emitter.lanes):
+                mask = emitter.first_lanes(builder.sub(args[2], emitter.index(lane)))
+                emit(emitter, emitter.at(a_data, a_start, lane), emitter.at(b_data, b_start, lane), mask)
             return context.get_dummy_value()
 
-        return types.void(source, target), codegen
+        return types.void(source, target, types.int64), codegen
 
-    return transpose
+    return lanes
+
+
+#: ``take_lanes((source, start), (target, start), count)``: into a line, whose other lanes become zero.
+take_lanes = _lanes_intrinsic(lambda emitter, a, b, mask: emitter.store(emitter.load_masked(a, mask), b))
+#: ``give_lanes((source, start), (target, start), count)``: out of a line; nothing past them is written.
+give_lanes = _lanes_intrinsic(lambda emitter, a, b, mask: emitter.store_masked(emitter.load(a), b, mask))
+
+
+@intrinsic
+def transpose_lines(typingctx, source, target, count):
+    """Transpose as many lines as a vector has lanes; those from number ``count`` on are taken for zeros.
+
+    ``source = (array, start)`` are successive lines of a panel, all of them in memory; they become the columns of as
+    many lines of the target as a panel is wide: ``target = (array, start)``, element (lane, line) at
+    ``start + lane * width + line``.
+    """
+
+    def codegen(context, builder, signature, args):
+        emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
+        (a_data, a_start), (b_data, b_start) = (
+            emitter.fields(value, kind) for value, kind in zip(args[:2], signature.args[:2], strict=True)
+        )
+        lanes, width = emitter.lanes, emitter.width
+        zero = ir.Constant(emitter.vector, [0.0] * lanes)
+        inside = [builder.icmp_signed("<", emitter.index(line), args[2]) for line in range(lanes)]
+        for part in range(0, width, lanes):
+            vectors = [
+                builder.select(inside[line], emitter.load(emitter.at(a_data, a_start, line * width + part)), zero)
+                for line in range(lanes)
+            ]
+            # Interleaving the first half with the second moves the top bit of an element's line to the bottom of its
+            # position; once per bit of the line number, and lines have become columns.
+            for _ in range(lanes.bit_length() - 1):
+                halves = zip(vectors[: lanes // 2], vectors[lanes // 2 :], strict=True)
+                vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
+            for lane, vector in enumerate(vectors):
+                emitter.store(vector, emitter.at(b_data, b_start, (part + lane) * width))
+        return context.get_dummy_value()
+
+    return types.void(source, target, types.int64), codegen
 
 
 def switch(routines: dict[int, Callable]) -> Callable:
@@ -452,6 +516,22 @@ def make_call(kinds: Callable | None, overloads: dict) -> Callable:
         return types.void(types.int64, args), codegen
 
     return call
+
+
+@intrinsic
+def line_size(typingctx, array):
+    """How many of an array's numbers a line holds: a constant in the machine code, which ``array.itemsize`` is not."""
+
+    def codegen(context, builder, signature, args):
+        return context.get_constant(types.int64, LINE_BYTES // (signature.args[0].dtype.bitwidth // 8))
+
+    return types.int64(array), codegen
+
+
+@register_jitable
+def vector_size(array):
+    """How many of an array's numbers a vector holds."""
+    return line_size(array) * VECTORS.bytes // LINE_BYTES
 
 
 @intrinsic
