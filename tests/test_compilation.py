@@ -57,7 +57,34 @@ with event.install_recorder("numba:compile") as recorder:
 print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
 """
 
-#: Assembly of the register tiles, compiled for the processor that the environment names; nothing is run.
+#: Prints assembly for the processor that the environment names.
+NATIVE = """
+def show(function):
+    print(function.inspect_asm(function.signatures[-1]))
+"""
+
+#: Prints assembly for a processor with NEON. The tiles are told that this is one; Numba compiles them for the host, and
+#: what its optimizer leaves of them, still in vectors of 4, is translated once more.
+NEON = """
+import re
+import llvmlite.binding as llvm
+
+llvm.initialize_all_targets()
+llvm.initialize_all_asmprinters()
+arm, native = llvm.Target.from_triple("aarch64-linux-gnu"), llvm.Target.from_default_triple
+llvm.Target.from_default_triple = lambda: arm
+import fastbp.kernels.cpu.simd
+llvm.Target.from_default_triple = native
+machine = arm.create_target_machine(cpu="generic", opt=3)
+
+def show(function):
+    source = re.sub("(?m)^target .*$", "", function.inspect_llvm(function.signatures[-1]))
+    module = llvm.parse_assembly(source)
+    module.triple, module.data_layout = "aarch64-linux-gnu", str(machine.target_data)
+    print(machine.emit_assembly(module))
+"""
+
+#: Shows the register tiles; nothing is run.
 TILES = """
 from numba import njit, types
 from fastbp.kernels.cpu.delta import product_times_derivative
@@ -72,10 +99,10 @@ for element in (types.float32, types.float64):
     place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
     for product in (product_plus_bias, product_times_derivative):
         product.compile((place, place, place, types.int64, types.int64, types.int64))
-        print(product.inspect_asm(product.signatures[-1]))
+        show(product)
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
     gradient_tile.compile((types.int64, place, panels, place, types.int64, types.int64))
-    print(gradient_tile.inspect_asm(gradient_tile.signatures[-1]))
+    show(gradient_tile)
 """
 
 
@@ -94,17 +121,34 @@ def test_nothing_is_compiled_once_the_cache_is_warm():
     assert run(EVERYTHING).strip() == "[]"
 
 
+def loops(assembly: str, instruction: str) -> list[str]:
+    """The basic blocks with at least two such instructions."""
+    blocks = re.split(r"\n(?=\.?L?BB)|\n\s*ret", assembly)
+    return [block for block in blocks if len(re.findall(instruction, block)) >= 2]
+
+
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names x86-64 processors")
 @pytest.mark.parametrize(
     ("processor", "register", "instruction"),
     [("skylake-avx512", "zmm", "vfmadd"), ("haswell", "ymm", "vfmadd"), ("nehalem", "xmm", "mulp[sd]")],
 )
 def test_tiles_fill_the_registers_of_each_processor(processor, register, instruction):
-    assembly = run(TILES, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
-    loops = [block for block in re.split(r"\n(?=\.?L?BB)", assembly) if len(re.findall(instruction, block)) >= 2]
-    assert len(loops) >= 8
-    for loop in loops:
+    assembly = run(NATIVE + TILES, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+    found = loops(assembly, instruction)
+    assert len(found) >= 8
+    for loop in found:
         assert set(re.findall(r"%([xyz]mm)\d", loop)) == {register}
         assert not re.search(r"mm\d+, -?\d*\(%rsp\)|\(%rsp\), %[xyz]mm", loop), f"a register is spilled:\n{loop}"
-    assert max(len(re.findall(instruction, loop)) for loop in loops) >= {"zmm": 24, "ymm": 12, "xmm": 8}[register]
+    assert max(len(re.findall(instruction, loop)) for loop in found) >= {"zmm": 24, "ymm": 12, "xmm": 8}[register]
     assert not re.search(r"call\w*\s.*(fma|exp)", assembly)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="translates from x86-64")
+def test_tiles_fill_the_registers_of_neon():
+    assembly = run(NEON + TILES, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+    found = loops(assembly, "fmla")
+    assert len(found) >= 8
+    for loop in found:
+        assert not re.search(r"(ld|st)[rp]\s+q\d+,.*\[sp", loop), f"a register is spilled:\n{loop}"
+    assert max(len(re.findall("fmla", loop)) for loop in found) == 24
+    assert not re.search(r"\bbl\b.*(fma|exp)", assembly)
