@@ -83,6 +83,7 @@ def prefetch_sample(data, position, panels):
     n = sample(data, position)
     for panel in range(panels):
         prefetch_to_read(((data.X[n], panel * line_size(data.X)),))
+    prefetch_to_read(((data.X[n], data.X.shape[1] - 1),))  # rows start anywhere in a line
     if data.labels.size:
         prefetch_to_read(((data.labels, n),))
     elif data.targets.size:
