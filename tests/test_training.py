@@ -8,6 +8,8 @@ import reference
 from cases import OPTIMIZERS, batches, make_case, optimizer, relative_error
 
 import fastbp
+from fastbp.kernels.cpu.session import Session
+from fastbp.kernels.losses import LOSSES
 from fastbp.kernels.optimizers import OPTIMIZERS as TABLE
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-4}
@@ -268,3 +270,17 @@ def test_callback_stops(rng):
     assert seen == [(1, 1), (2, 2), (3, 3)]
     assert history.epochs == len(history.loss) == len(history.seconds) == len(history.samples_per_second) == 3
     assert history.val_loss == []
+
+
+@pytest.mark.parametrize("soft", [False, True])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
+    """Norms, penalties and the next layer's delta sum over whole lines."""
+    sessions, leave = [], Session.__exit__
+    monkeypatch.setattr(Session, "__exit__", lambda session, *error: sessions.append(session) or leave(session, *error))
+    for sizes in ((5, 13, 4), (3, 18, 18, 2)):
+        case = make_case(rng, sizes, loss, soft=soft, activation=["softplus", "relu"][: len(sizes) - 2], n_samples=37)
+        case.net.fit(case.X, case.y, batch_size=16, epochs=3, optimizer="adam")
+        panels = np.zeros_like(sessions[-1].parameters.W)
+        sessions[-1]._pack(case.net.theta, panels)
+        np.testing.assert_array_equal(panels, sessions[-1].parameters.W)

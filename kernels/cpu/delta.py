@@ -31,15 +31,16 @@ from .simd import (
 product_times_derivative = make_product(start="zero", finish="multiply")
 
 
-def log_softmax(z, scratch, size, number):
+def log_softmax(z, powers, lines, size, number):
     """z -= log(sum_k exp(z_k)) for each lane of the lines of ``size`` numbers at address ``z``.
 
-    ``scratch`` is the address of as many numbers, and two lines more. ``number`` is any of their type.
+    ``powers`` and ``lines`` are the addresses of as many numbers, and of two lines, to work with. ``number`` is any of
+    their type.
     """
-    width = line_size(array_at(z, size, number))
-    z, powers = array_at(z, size, number), array_at(scratch, size, number)
-    lines = array_at(scratch, size + 2 * width, number)
-    highest, total = view(lines, size, width), view(lines, size + width, width)
+    z, powers = array_at(z, size, number), array_at(powers, size, number)
+    width = line_size(z)
+    lines = array_at(lines, 2 * width, number)
+    highest, total = view(lines, 0, width), view(lines, width, width)
     fill_line(highest, 0, type(number)(-np.inf))
     fill_line(total, 0, type(number)(0))
     for k in range(0, size, width):
@@ -56,7 +57,7 @@ def log_softmax(z, scratch, size, number):
         subtract_line(((total, 0), (z, k)))
 
 
-LOG_SOFTMAX = Hook(log_softmax, lambda real: (int64, int64, int64, real))
+LOG_SOFTMAX = Hook(log_softmax, lambda real: (int64, int64, int64, int64, real))
 call_log_softmax = LOG_SOFTMAX.call
 
 
@@ -125,7 +126,10 @@ def transpose_square(source, start, target, to):
 
 @inlined
 def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, targets):
-    """The targets of samples at positions ``first`` to ``first + n_rows``, at most a line's lanes, as columns."""
+    """The targets of samples at positions ``first`` to ``first + n_rows``, at most a line's lanes, as columns.
+
+    What lies past ``n_out`` lines stays zero, or becomes so.
+    """
     width = line_size(targets)
     number = targets.dtype.type
     keep, give = number(1.0 - smoothing), number(smoothing / n_classes)
@@ -175,13 +179,14 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     panels, n_classes = n_panels(n_out, width), n_out if network.softmax else 2
     z, targets = work.columns[thread][0], work.columns[thread][1]
     square, weight, total = work.square[thread], view(work.lines[thread][0], 0, width), work.totals[thread, 0]
-    z_at, targets_at, size = address_of(z, 0), address_of(targets, 0), n_out * width
+    z_at, targets_at, square_at = address_of(z, 0), address_of(targets, 0), address_of(square, 0)
+    size = n_out * width
     for row in range(0, n_rows, width):
         rows, begin, place = min(width, n_rows - row), start + row * width, first + position + row
         for panel in range(panels):
             transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
         if network.softmax:
-            call_log_softmax(network.at.log_softmax, (z_at, targets_at, size, number(0)))
+            call_log_softmax(network.at.log_softmax, (z_at, targets_at, square_at, size, number(0)))
         target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
         call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
         weigh(data, place, rows, scale, weight)

@@ -123,7 +123,7 @@ class Session:
         n_panels = sum(-(-layer.n_out // width) for layer in layers)
         n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
-        columns_size = (round_up(layers[-1].n_out, width) + 2) * width  # and two lines of scratch
+        columns_size = round_up(layers[-1].n_out, width) * width
         self.work = Workspace(
             a=aligned_zeros(n_blocks * block_rows * sizes.lanes + width**2, dtype),  # as does one of rows
             delta=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
