@@ -12,6 +12,7 @@ gradient is zero. Optimizer slots and gradients are laid out like W. The gains o
 and its shifts the bias; its input is overwritten by what the gains multiply.
 """
 
+import math
 from typing import NamedTuple
 
 import numpy as np
@@ -203,12 +204,19 @@ def round_up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def aligned_zeros(size: int, dtype) -> np.ndarray:
-    """Zeros that start on a cache line."""
+def aligned_zeros(dtype, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+    """Arrays of zeros in one piece of memory.
+
+    Each starts on a cache line; a square panel past its end there is memory to read, as transpositions do.
+    """
     width = panel_width(dtype)
-    memory = np.zeros(size + width, dtype)
-    skip = (-memory.ctypes.data % LINE_BYTES) // memory.itemsize
-    return memory[skip : skip + size]
+    sizes = [math.prod(shape) for shape in shapes]
+    memory = np.zeros(sum(round_up(size, width) for size in sizes) + width + width**2, dtype)
+    start, arrays = (-memory.ctypes.data % LINE_BYTES) // memory.itemsize, []
+    for shape, size in zip(shapes, sizes, strict=True):
+        arrays.append(memory[start : start + size].reshape(shape))
+        start += round_up(size, width)
+    return arrays
 
 
 class Sizes(NamedTuple):

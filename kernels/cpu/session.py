@@ -36,6 +36,7 @@ FLOPS_PER_THREAD = 700_000
 #: ... where updating a parameter takes as long as this many of them.
 UPDATE_FLOPS = 50
 
+N_CORES = os.cpu_count() or 1
 _addresses: dict[np.dtype, Addresses] = {}
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
 _idle_lock = threading.Lock()
@@ -109,9 +110,8 @@ class Session:
         n_chunks = 1 << (-(-update_rows // limit) - 1).bit_length()
         chunk_rows = -(-update_rows // n_chunks)
         self._n_slices = min(n_chunks, MAX_SLICES)
-        n_cores = os.cpu_count() or 1
         flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
-        self.n_threads = threads or max(1, min(n_cores, flops // FLOPS_PER_THREAD))
+        self.n_threads = threads or max(1, min(N_CORES, flops // FLOPS_PER_THREAD))
         share = round_up(-(-chunk_rows // (1 if n_chunks > 1 else self.n_threads)), layout.ROW_STEP)
         in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
         block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
@@ -123,20 +123,32 @@ class Session:
         n_panels = sum(-(-layer.n_out // width) for layer in layers)
         n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
-        columns_size = round_up(layers[-1].n_out, width) * width
+        rows, columns_size = n_blocks * block_rows, round_up(layers[-1].n_out, width) * width
+        a, delta, strip, lines, columns, square, moments, W, WT = aligned_zeros(
+            dtype,
+            (rows * sizes.lanes,),
+            (rows * sizes.lanes,),
+            (self.n_threads, strip_size),
+            (self.n_threads, 3, block_rows * width),
+            (self.n_threads, 2, columns_size),
+            (self.n_threads, width**2),
+            (4, sizes.units),
+            (sizes.W,),
+            (sizes.WT,),
+        )
         self.work = Workspace(
-            a=aligned_zeros(n_blocks * block_rows * sizes.lanes + width**2, dtype),  # as does one of rows
-            delta=aligned_zeros(n_blocks * block_rows * sizes.lanes, dtype),
-            loss=np.zeros(n_blocks * block_rows),
+            a=a,
+            delta=delta,
+            loss=np.zeros(rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
-            strip=aligned_zeros(self.n_threads * strip_size, dtype).reshape(self.n_threads, strip_size),
+            strip=strip,
             penalty=np.zeros(max(n_strips, n_panels)),
-            lines=aligned_zeros(self.n_threads * 3 * block_rows * width, dtype).reshape(self.n_threads, 3, -1),
-            columns=aligned_zeros(self.n_threads * 2 * columns_size, dtype).reshape(self.n_threads, 2, -1),
-            square=aligned_zeros(self.n_threads * width**2, dtype).reshape(self.n_threads, -1),
+            lines=lines,
+            columns=columns,
+            square=square,
             scalars=np.zeros((self.n_threads, 0, 0)),
-            deviation=np.zeros((sizes.norms, n_blocks * block_rows), dtype),
-            moments=aligned_zeros(4 * sizes.units, dtype).reshape(4, -1),
+            deviation=np.zeros((sizes.norms, rows), dtype),
+            moments=moments,
             totals=np.zeros((self.n_threads, 2, width)),
             wrong=np.zeros(self.n_threads, np.int64),
             sync=self._team.sync,
@@ -144,8 +156,8 @@ class Session:
             chunk_rows=chunk_rows,
         )
         self.parameters = Parameters(
-            W=aligned_zeros(sizes.W + width**2, dtype)[: sizes.W],  # a transposition reads on
-            WT=aligned_zeros(sizes.WT, dtype),
+            W=W,
+            WT=WT,
             slots=np.zeros((0, sizes.W), dtype),
             grad=np.zeros((0, sizes.W), dtype),
             norms=np.zeros(n_panels),
@@ -227,17 +239,15 @@ class Session:
         else:
             code = OPTIMIZERS[update.rule].code
         n_slots, size, n_groups = len(slots), self.parameters.W.size, len(update.hyper)
-        panels = aligned_zeros(n_slots * size, dtype).reshape(n_slots, size)
-        for flat, packed in zip(slots, panels, strict=True):
-            self._pack(flat, packed)
         if mode is None:
             mode = epoch.CLIPPED if min(update.clip_norm, update.clip_value) < np.inf else epoch.FUSED
         grad_rows = self._n_slices if mode != epoch.FUSED or self._n_slices > 1 else 0
-        self.parameters = self.parameters._replace(
-            slots=panels,
-            grad=aligned_zeros(grad_rows * size, dtype).reshape(grad_rows, size),
-            average=aligned_zeros(0 if update.average_decay is None else size, dtype),
+        panels, grad, average = aligned_zeros(
+            dtype, (n_slots, size), (grad_rows, size), (0 if update.average_decay is None else size,)
         )
+        for flat, packed in zip(slots, panels, strict=True):
+            self._pack(flat, packed)
+        self.parameters = self.parameters._replace(slots=panels, grad=grad, average=average)
         n_scalars = round_up(N_SCALARS, panel_width(np.float64))
         self.work = self.work._replace(scalars=np.zeros((self.n_threads, n_groups, n_scalars)))
         self.network.layers[:, [layout.GROUP, layout.BIAS_GROUP]] = update.groups
