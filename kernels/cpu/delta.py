@@ -11,13 +11,15 @@ from ..problem import DENSE
 from .forward import block_start, sample
 from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
-from .layers import call_apart, fill, fill_line
+from .layers import call_apart, fill
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .simd import (
     add_line,
     address_of,
     array_at,
     copy_line,
+    fill_line,
+    lane_count,
     line_size,
     multiply_line,
     raise_line,
@@ -51,7 +53,7 @@ def log_softmax(z, powers, lines, size, number):
         powers[i] = exp(z[i])
     for k in range(0, size, width):
         add_line(((powers, k), (total, 0)))
-    for lane in range(width):
+    for lane in range(lane_count(total)):
         total[lane] = log(total[lane])
     for k in range(0, size, width):
         subtract_line(((total, 0), (z, k)))
@@ -133,14 +135,11 @@ def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, tar
     width = line_size(targets)
     number = targets.dtype.type
     keep, give = number(1.0 - smoothing), number(smoothing / n_classes)
+    used = view(targets, 0, n_out * width)
     if data.labels.size:
-        labels = view(square, 0, width)
+        fill(used, give)
         for r in range(n_rows):
-            labels[r] = data.labels[sample(data, first + r)]
-        for k in range(n_out):
-            line = view(targets, k * width, width)
-            for lane in range(line.size):
-                line[lane] = keep + give if labels[lane] == number(k) else give
+            used[data.labels[sample(data, first + r)] * width + r] = keep + give
         return
     for column in range(0, n_out, width):
         for r in range(n_rows):
@@ -148,7 +147,6 @@ def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, tar
             take_lanes((row, column), (square, r * width), n_out - column)
         transpose_square(square, 0, targets, column * width)
     if smoothing > 0.0:
-        used = view(targets, 0, n_out * width)
         for i in range(used.size):
             used[i] = keep * used[i] + give
 
@@ -177,30 +175,29 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     start = block_start(layers, work, block) + layer[NODE_OUT] * work.block_rows
     number = work.a.dtype.type
     panels, n_classes = n_panels(n_out, width), n_out if network.softmax else 2
-    z, targets = work.columns[thread][0], work.columns[thread][1]
-    square, weight, total = work.square[thread], view(work.lines[thread][0], 0, width), work.totals[thread, 0]
-    z_at, targets_at, square_at = address_of(z, 0), address_of(targets, 0), address_of(square, 0)
-    size = n_out * width
+    z, targets, powers = work.columns[thread][0], work.columns[thread][1], work.columns[thread][2]
+    square, lines = work.square[thread], work.lines[thread]
+    weight, total = view(lines[0], 0, width), view(lines[1], 0, width)
+    z_at, targets_at, size = address_of(z, 0), address_of(targets, 0), n_out * width
     for row in range(0, n_rows, width):
         rows, begin, place = min(width, n_rows - row), start + row * width, first + position + row
+        target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
         for panel in range(panels):
             transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
         if network.softmax:
-            call_log_softmax(network.at.log_softmax, (z_at, targets_at, square_at, size, number(0)))
-        target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
+            scratch_at = address_of(powers, 0), address_of(square, 0)
+            call_log_softmax(network.at.log_softmax, (z_at, *scratch_at, size, number(0)))
         call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
         weigh(data, place, rows, scale, weight)
-        fill(total, 0.0)
-        for k in range(0, size, width):
-            multiply_line(((weight, 0), (z, k)))
-            multiply_line(((weight, 0), (targets, k)))
-            line = view(z, k, width)
-            for lane in range(line.size):
-                total[lane] += line[lane]
         sums = view(work.loss, block * work.block_rows + row, rows)
-        for r in range(rows):
-            sums[r] = total[r]
+        fill(sums, 0.0)
         for panel in range(panels):
+            fill_line(total, 0, number(0))
+            for k in range(panel * square_size, min((panel + 1) * square_size, size), width):
+                add_line(((z, k), (total, 0)))
+                multiply_line(((weight, 0), (targets, k)))
+            for r in range(rows):
+                sums[r] += total[r] * weight[r]
             transpose_square(targets, panel * square_size, square, 0)
             for r in range(rows):
                 copy_line(((square, r * width), (work.delta, begin + panel * panel_size + r * width)))

@@ -26,7 +26,7 @@ from .gradient import (
 from .jit import entry, inlined, routine
 from .layers import call_batch, moving_moments
 from .layout import N_OUT, NODE_OUT, convert, n_panels
-from .simd import flush_subnormals, line_size, restore_subnormals, view
+from .simd import flush_subnormals, give_lanes, line_size, restore_subnormals, view
 from .team import barrier
 
 # Constants below are np.int64(...) where a callee is called elsewhere with a variable: for a literal, Numba would
@@ -325,9 +325,8 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
         if z.size:
             for panel in range(n_panels(layer[N_OUT], width)):
                 for r in range(rows):
-                    line = start + (panel * work.block_rows + r) * width
-                    for lane in range(min(width, layer[N_OUT] - panel * width)):
-                        z[first + r, panel * width + lane] = work.a[line + lane]
+                    line, count = start + (panel * work.block_rows + r) * width, layer[N_OUT] - panel * width
+                    give_lanes((work.a, line), (z[first + r], panel * width), count)
         if losses.size:
             output_delta(network, data, work, thread, first, np.int64(0), rows, 1.0, thread)
             for r in range(rows):

@@ -11,7 +11,7 @@ from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import VECTORS, address_of, array_at, copy_line, line_size, prefetch_to_read, take_lanes, view
+from .simd import VECTORS, address_of, array_at, copy_line, lane_count, line_size, prefetch_to_read, take_lanes, view
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
 AHEAD = 16
@@ -117,7 +117,7 @@ def drop(a, delta, width, rate, key, first, n_rows):
     scale = a.dtype.type(1.0 / (1.0 - rate))
     for r in range(n_rows):
         row_key = fold(key, first + r)
-        for lane in range(width):
+        for lane in range(lane_count(a)):
             kept = scale if uniform(fold(row_key, lane)) >= rate else a.dtype.type(0)
             a[r * width + lane] *= kept
             delta[r * width + lane] *= kept

@@ -29,7 +29,19 @@ from .layout import (
     n_panels,
     transpose_rows,
 )
-from .simd import VECTORS, address_of, array_at, copy_line, line_size, prefetch_to_write, sum_line, tile_code, view
+from .simd import (
+    VECTORS,
+    address_of,
+    array_at,
+    copy_line,
+    lane_count,
+    line_size,
+    multiply_line,
+    prefetch_to_write,
+    sum_line,
+    tile_code,
+    view,
+)
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
@@ -296,7 +308,7 @@ def penalize(W, grad, total, size, l1, l2):
     fill(total, zero)
     for line in range(0, size, width):
         W_line, grad_line = view(W, line, width), view(grad, line, width)
-        for lane in range(W_line.size):
+        for lane in range(lane_count(W_line)):
             w = W_line[lane]
             total[lane] += l1 * abs(w) + half * w * w
             grad_line[lane] += (l1 if w > zero else zero) - (l1 if w < zero else zero) + l2 * w
@@ -405,15 +417,13 @@ def settle(network, parameters, work, share, thread, n_threads):
             fill(scale, number(0))
             for i in range(0, W.size, width):
                 line = view(W, i, width)
-                for lane in range(line.size):
+                for lane in range(lane_count(line)):
                     scale[lane] += line[lane] * line[lane]
-            for lane in range(width):
+            for lane in range(lane_count(scale)):
                 norm = math.sqrt(scale[lane])
                 scale[lane] = number(network.max_norm) / norm if norm > number(network.max_norm) else number(1)
             for i in range(0, W.size, width):
-                line = view(W, i, width)
-                for lane in range(line.size):
-                    line[lane] *= scale[lane]
+                multiply_line(((scale, 0), (W, i)))
             if layer[WT] >= 0:
                 transpose_rows(parameters, layer, panel, 0, layer[N_IN])
         if parameters.average.size:

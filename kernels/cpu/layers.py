@@ -18,7 +18,7 @@ from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
 from ..random import fold, uniform
 from .jit import Hook, inlined, routine
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, W, n_panels
-from .simd import copy_line, line_size, sum_line, view
+from .simd import copy_line, fill_line, lane_count, line_size, sum_line, view
 
 #: What the moving averages take from each batch.
 MOMENTUM = 0.1
@@ -26,14 +26,6 @@ MOMENTUM = 0.1
 MEAN, DEVIATION, DELTA, DELTA_X = range(4)
 #: What `sum_rows` adds up; not literals, for each of which Numba would compile it once more.
 SUMS, PRODUCTS = np.arange(2)
-
-
-@routine
-def fill_line(array, start, value):
-    """Set one whole line of a panel."""
-    line = view(array, start, line_size(array))
-    for lane in range(line.size):
-        line[lane] = value
 
 
 @routine
@@ -156,7 +148,7 @@ def normalize(layer, parameters, work, start, first, epsilon, n_rows, thread):
             x[i] = (x[i] - mean[i]) * scale[i]
         for r in range(n_rows):
             x_line, y_line = view(x, r * width, width), view(y, r * width, width)
-            for lane in range(y_line.size):
+            for lane in range(lane_count(y_line)):
                 y_line[lane] = x_line[lane] * gain[lane] + shift[lane]
         if kind == SCALE:
             fill(panel(work.delta, layer[NODE_OUT], k, work, start, n_rows), number(1))
@@ -183,7 +175,7 @@ def normalize_back(layer, parameters, work, start, first, n_rows, thread):
         delta = panel(work.delta, layer[NODE_IN], k, work, start, n_rows)
         for r in range(n_rows):
             line, y_line = view(delta, r * width, width), view(y_delta, r * width, width)
-            for lane in range(line.size):
+            for lane in range(lane_count(line)):
                 line[lane] = y_line[lane] * gain[lane]
         if kind != BATCH_NORM:
             for i in range(x.size):
@@ -221,10 +213,10 @@ def sum_rows(total, what, x, lines, x_column, column, work, block_size, n_rows):
         for r in range(min(work.block_rows, n_rows - first)):
             line, x_line = view(lines, column + r * width, width), view(x, x_column + r * width, width)
             if what == PRODUCTS:
-                for lane in range(width):
+                for lane in range(lane_count(line)):
                     total[lane] += line[lane] * x_line[lane]
             else:
-                for lane in range(width):
+                for lane in range(lane_count(line)):
                     total[lane] += line[lane]
         column += block_size
         x_column += block_size
@@ -245,15 +237,15 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
         fill(mean, 0.0)
         fill(variance, 0.0)
         sum_rows(mean, SUMS, work.a, work.a, column, column, work, block_size, n_rows)
-        for lane in range(width):
+        for lane in range(lane_count(work.a)):
             mean[lane] /= n_rows
         for first in range(0, n_rows, work.block_rows):
             for r in range(min(work.block_rows, n_rows - first)):
                 z = view(work.a, column + r * width, width)
-                for lane in range(width):
+                for lane in range(lane_count(work.a)):
                     variance[lane] += (z[lane] - mean[lane]) ** 2
             column += block_size
-        for lane in range(width):
+        for lane in range(lane_count(work.a)):
             work.moments[MEAN, place + lane] = number(mean[lane])
             work.moments[DEVIATION, place + lane] = number(1.0 / math.sqrt(variance[lane] / n_rows + epsilon))
             moving_mean[place + lane] += MOMENTUM * (mean[lane] - moving_mean[place + lane])
@@ -275,7 +267,7 @@ def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
         fill(total_x, 0.0)
         sum_rows(total, SUMS, work.a, work.delta, x_column, column, work, block_size, n_rows)
         sum_rows(total_x, PRODUCTS, work.a, work.delta, x_column, column, work, block_size, n_rows)
-        for lane in range(width):
+        for lane in range(lane_count(work.a)):
             gain = parameters.W[layer[W] + 2 * k * width + lane]
             work.moments[DELTA, place + lane] = gain * number(total[lane] / n_rows)
             work.moments[DELTA_X, place + lane] = gain * number(total_x[lane] / n_rows)

@@ -157,8 +157,8 @@ class Workspace(NamedTuple):
         What each strip, or panel, of the weights adds to the loss.
     lines : 3-D (n_threads, 3, ...)
         Each thread's lines of a panel.
-    columns : 3-D (n_threads, 2, ...)
-        Each thread's outputs and targets of a few rows, transposed.
+    columns : 3-D (n_threads, 3, ...)
+        Each thread's outputs and targets of a few rows, transposed, and the exponentials of a softmax.
     square : 2-D (n_threads, panel width squared)
         What each thread transposes.
     scalars : float64 (n_threads, n_groups, 8)

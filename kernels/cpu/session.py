@@ -130,7 +130,7 @@ class Session:
             (rows * sizes.lanes,),
             (self.n_threads, strip_size),
             (self.n_threads, 3, block_rows * width),
-            (self.n_threads, 2, columns_size),
+            (self.n_threads, 3, columns_size),
             (self.n_threads, width**2),
             (4, sizes.units),
             (sizes.W,),

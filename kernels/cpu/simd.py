@@ -200,9 +200,10 @@ class _Emitter:
         _call(self.builder, f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, align, mask)
 
     def broadcast(self, pointer):
-        scalar = self.builder.load(pointer, align=self.itemsize, typ=self.number)
-        int32 = ir.IntType(32)
-        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, int32(0))
+        return self.repeat(self.builder.load(pointer, align=self.itemsize, typ=self.number))
+
+    def repeat(self, scalar):
+        one = self.builder.insert_element(ir.Constant(self.vector, ir.Undefined), scalar, ir.IntType(32)(0))
         return self.shuffle(one, one, [0] * self.lanes)
 
     def shuffle(self, a, b, lanes):
@@ -370,6 +371,21 @@ def _make_lanewise(combine: Callable) -> Callable:
     return emit
 
 
+@intrinsic
+def fill_line(typingctx, array, start, value):
+    """Set one whole line."""
+
+    def codegen(context, builder, signature, args):
+        emitter = _Emitter(context, builder, signature.args[0].dtype)
+        data = context.make_array(signature.args[0])(context, builder, args[0]).data
+        repeated = emitter.repeat(args[2])
+        for lane in range(0, emitter.width, emitter.lanes):
+            emitter.store(repeated, emitter.at(data, args[1], lane))
+        return context.get_dummy_value()
+
+    return types.void(array, types.int64, array.dtype), codegen
+
+
 #: ``add_line((source, target))``: target += source
 add_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fadd(a, b)), result=False)
 #: ``multiply_line((source, target))``: target *= source
@@ -524,6 +540,20 @@ def line_size(typingctx, array):
 
     def codegen(context, builder, signature, args):
         return context.get_constant(types.int64, LINE_BYTES // (signature.args[0].dtype.bitwidth // 8))
+
+    return types.int64(array), codegen
+
+
+@intrinsic
+def lane_count(typingctx, array):
+    """The same for loops over a line, hidden from the optimizer: one of known length it would unroll before it could
+    make vectors of it.
+    """
+
+    def codegen(context, builder, signature, args):
+        number = ir.IntType(64)
+        size = LINE_BYTES // (signature.args[0].dtype.bitwidth // 8)
+        return builder.asm(ir.FunctionType(number, [number]), "", "=r,0", [number(size)], False)
 
     return types.int64(array), codegen
 
