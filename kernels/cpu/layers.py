@@ -18,7 +18,7 @@ from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
 from ..random import fold, uniform
 from .jit import Hook, inlined, routine
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, W, n_panels
-from .simd import copy_line, fill_line, lane_count, line_size, sum_line, view
+from .simd import add_line, add_product, copy_line, fill_line, lane_count, line_size, sum_line, view
 
 #: What the moving averages take from each batch.
 MOMENTUM = 0.1
@@ -315,13 +315,17 @@ def look_at_batch(back, layer, parameters, work, block_size, epsilon, n_rows, th
 def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
     """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
     width = line_size(work.a)
-    gains, shifts = view(strip, line, width), view(strip, line + width, width)
     x_column = base + (layer[NODE_IN] + k * width) * work.block_rows
     column = base + (layer[NODE_OUT] + k * width) * work.block_rows
-    fill(gains, strip.dtype.type(0))
-    fill(shifts, strip.dtype.type(0))
-    sum_rows(gains, PRODUCTS, work.a, work.delta, x_column, column, work, block_size, n_rows)
-    sum_rows(shifts, SUMS, work.a, work.delta, x_column, column, work, block_size, n_rows)
+    fill_line(strip, line, strip.dtype.type(0))
+    fill_line(strip, line + width, strip.dtype.type(0))
+    for first in range(0, n_rows, work.block_rows):
+        for r in range(0, min(work.block_rows, n_rows - first) * width, width):
+            delta = work.delta, column + r
+            add_product((delta, (work.a, x_column + r), (strip, line)))
+            add_line((delta, (strip, line + width)))
+        column += block_size
+        x_column += block_size
 
 
 FORWARD_APART, DELTA_APART = Hook(forward_apart), Hook(delta_apart)

@@ -371,6 +371,13 @@ def _make_lanewise(combine: Callable) -> Callable:
     return emit
 
 
+def _emit_add_product(emitter, a, b, target):
+    for lane in range(0, emitter.width, emitter.lanes):
+        place = emitter.at(target, lane)
+        factors = emitter.load(emitter.at(a, lane)), emitter.load(emitter.at(b, lane))
+        emitter.store(emitter.multiply_add(*factors, emitter.load(place)), place)
+
+
 @intrinsic
 def fill_line(typingctx, array, start, value):
     """Set one whole line."""
@@ -388,6 +395,8 @@ def fill_line(typingctx, array, start, value):
 
 #: ``add_line((source, target))``: target += source
 add_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fadd(a, b)), result=False)
+#: ``add_product((a, b, target))``: target += a b
+add_product = _line_intrinsic(_emit_add_product, result=False)
 #: ``multiply_line((source, target))``: target *= source
 multiply_line = _line_intrinsic(_make_lanewise(lambda builder, a, b: builder.fmul(a, b)), result=False)
 #: ``subtract_line((source, target))``: target -= source
