@@ -4,7 +4,8 @@ Taking the loss in z, not in the linked output, keeps logarithms and exponential
 makes the output delta dLoss/dz as simple as the textbooks have it.
 
 Each function also receives ``lse``, the row's log(sum_k exp(z_k)) where the row of the table says that
-the loss couples its outputs by a softmax, and zero elsewhere; and ``p``, the loss's setting, where it has one.
+the loss couples its outputs by a softmax, and zero elsewhere; and ``p``, the loss's setting, where it has one. A loss
+with a softmax depends on ``z - lse`` alone, and may be given that as z, with zero for ``lse``.
 """
 
 from collections.abc import Callable

@@ -179,13 +179,13 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     square, lines = work.square[thread], work.lines[thread]
     weight, total = view(lines[0], 0, width), view(lines[1], 0, width)
     z_at, targets_at, size = address_of(z, 0), address_of(targets, 0), n_out * width
+    scratch_at = address_of(powers, 0), address_of(square, 0)
     for row in range(0, n_rows, width):
         rows, begin, place = min(width, n_rows - row), start + row * width, first + position + row
         target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
         for panel in range(panels):
             transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
         if network.softmax:
-            scratch_at = address_of(powers, 0), address_of(square, 0)
             call_log_softmax(network.at.log_softmax, (z_at, *scratch_at, size, number(0)))
         call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
         weigh(data, place, rows, scale, weight)

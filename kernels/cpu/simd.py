@@ -166,6 +166,10 @@ class _Emitter:
         array = self.context.make_array(kind.types[0])(self.context, self.builder, parts[0])
         return array.data, *parts[1:]
 
+    def places(self, values, kinds):
+        """Pointers to what tuples ``(array, start)`` name."""
+        return [self.at(*self.fields(value, kind)) for value, kind in zip(values, kinds, strict=True)]
+
     def at(self, pointer, *offsets):
         for offset in offsets:
             offset = self.index(offset) if isinstance(offset, int) else offset
@@ -305,11 +309,7 @@ def _line_intrinsic(emit: Callable, result: bool) -> Callable:
 
         def codegen(context, builder, signature, args):
             emitter = _Emitter(context, builder, element)
-            pointers = []
-            for value, kind in zip(cgutils.unpack_tuple(builder, args[0]), signature.args[0], strict=True):
-                data, start = emitter.fields(value, kind)
-                pointers.append(emitter.at(data, start))
-            value = emit(emitter, *pointers)
+            value = emit(emitter, *emitter.places(cgutils.unpack_tuple(builder, args[0]), signature.args[0]))
             return value if result else context.get_dummy_value()
 
         return (element if result else types.void)(places), codegen
@@ -322,23 +322,19 @@ def _emit_copy(emitter, source, target):
         emitter.store(emitter.load(emitter.at(source, lane)), emitter.at(target, lane))
 
 
-def _make_reduction(combine: Callable) -> Callable:
-    """Reduce a line to one element, halving it again and again: an order that vectors can keep."""
-
-    def emit(emitter, source):
-        parts = [emitter.load(emitter.at(source, lane)) for lane in range(0, emitter.width, emitter.lanes)]
-        while len(parts) > 1:
-            half = len(parts) // 2
-            parts = [combine(emitter.builder, a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
-        (vector,) = parts
-        half = emitter.lanes // 2
-        while half:
-            upper = emitter.shuffle(vector, vector, [(k + half) % emitter.lanes for k in range(emitter.lanes)])
-            vector = combine(emitter.builder, vector, upper)
-            half //= 2
-        return emitter.builder.extract_element(vector, ir.IntType(32)(0))
-
-    return emit
+def _emit_sum(emitter, source):
+    """Halve a line again and again: an order that vectors can keep."""
+    builder, lanes = emitter.builder, emitter.lanes
+    parts = [emitter.load(emitter.at(source, lane)) for lane in range(0, emitter.width, lanes)]
+    while len(parts) > 1:
+        half = len(parts) // 2
+        parts = [builder.fadd(a, b) for a, b in zip(parts[:half], parts[half:], strict=True)]
+    (vector,) = parts
+    half = lanes // 2
+    while half:
+        vector = builder.fadd(vector, emitter.shuffle(vector, vector, [(k + half) % lanes for k in range(lanes)]))
+        half //= 2
+    return builder.extract_element(vector, ir.IntType(32)(0))
 
 
 def _make_prefetch(for_writing: bool) -> Callable:
@@ -358,7 +354,7 @@ prefetch_to_write = _line_intrinsic(_make_prefetch(for_writing=True), result=Fal
 #: ``copy_line((source, target))``
 copy_line = _line_intrinsic(_emit_copy, result=False)
 #: ``sum_line((source,))``
-sum_line = _line_intrinsic(_make_reduction(lambda builder, a, b: builder.fadd(a, b)), result=True)
+sum_line = _line_intrinsic(_emit_sum, result=True)
 
 
 def _make_lanewise(combine: Callable) -> Callable:
@@ -417,12 +413,10 @@ def _lanes_intrinsic(emit: Callable) -> Callable:
     def lanes(typingctx, source, target, count):
         def codegen(context, builder, signature, args):
             emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
-            (a_data, a_start), (b_data, b_start) = (
-                emitter.fields(value, kind) for value, kind in zip(args[:2], signature.args[:2], strict=True)
-            )
+            a, b = emitter.places(args[:2], signature.args[:2])
             for lane in range(0, emitter.width, emitter.lanes):
                 mask = emitter.first_lanes(builder.sub(args[2], emitter.index(lane)))
-                emit(emitter, emitter.at(a_data, a_start, lane), emitter.at(b_data, b_start, lane), mask)
+                emit(emitter, emitter.at(a, lane), emitter.at(b, lane), mask)
             return context.get_dummy_value()
 
         return types.void(source, target, types.int64), codegen
@@ -447,15 +441,13 @@ def transpose_lines(typingctx, source, target, count):
 
     def codegen(context, builder, signature, args):
         emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
-        (a_data, a_start), (b_data, b_start) = (
-            emitter.fields(value, kind) for value, kind in zip(args[:2], signature.args[:2], strict=True)
-        )
+        rows, columns = emitter.places(args[:2], signature.args[:2])
         lanes, width = emitter.lanes, emitter.width
         zero = ir.Constant(emitter.vector, [0.0] * lanes)
         inside = [builder.icmp_signed("<", emitter.index(line), args[2]) for line in range(lanes)]
         for part in range(0, width, lanes):
             vectors = [
-                builder.select(inside[line], emitter.load(emitter.at(a_data, a_start, line * width + part)), zero)
+                builder.select(inside[line], emitter.load(emitter.at(rows, line * width + part)), zero)
                 for line in range(lanes)
             ]
             # Interleaving the first half with the second moves the top bit of an element's line to the bottom of its
@@ -464,7 +456,7 @@ def transpose_lines(typingctx, source, target, count):
                 halves = zip(vectors[: lanes // 2], vectors[lanes // 2 :], strict=True)
                 vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
             for lane, vector in enumerate(vectors):
-                emitter.store(vector, emitter.at(b_data, b_start, (part + lane) * width))
+                emitter.store(vector, emitter.at(columns, (part + lane) * width))
         return context.get_dummy_value()
 
     return types.void(source, target, types.int64), codegen
@@ -548,7 +540,7 @@ def line_size(typingctx, array):
     """How many of an array's numbers a line holds: a constant in the machine code, which ``array.itemsize`` is not."""
 
     def codegen(context, builder, signature, args):
-        return context.get_constant(types.int64, LINE_BYTES // (signature.args[0].dtype.bitwidth // 8))
+        return context.get_constant(types.int64, _Emitter(context, builder, array.dtype).width)
 
     return types.int64(array), codegen
 
@@ -561,8 +553,8 @@ def lane_count(typingctx, array):
 
     def codegen(context, builder, signature, args):
         number = ir.IntType(64)
-        size = LINE_BYTES // (signature.args[0].dtype.bitwidth // 8)
-        return builder.asm(ir.FunctionType(number, [number]), "", "=r,0", [number(size)], False)
+        size = number(_Emitter(context, builder, array.dtype).width)
+        return builder.asm(ir.FunctionType(number, [number]), "", "=r,0", [size], False)
 
     return types.int64(array), codegen
 
