@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -94,7 +96,8 @@ NORMALIZATIONS = {
 }
 
 
-class Topology(NamedTuple):
+@dataclass(frozen=True)
+class Topology:
     """A network's description.
 
     Attributes
@@ -141,7 +144,7 @@ class Topology(NamedTuple):
     dtype: np.dtype
     seed: int
 
-    @property
+    @cached_property
     def layers(self) -> list[Layer]:
         """What is computed, from the inputs to the outputs; theta holds W and b of each in turn."""
         layers = [Layer(SCALE, 1, self.layer_sizes[0])] if self.scale_inputs else []
@@ -161,7 +164,7 @@ class Topology(NamedTuple):
                 layers.append(Layer(SUM, 0, n_out))
         return [*layers, Layer(DENSE, *last, self.bias)]
 
-    @property
+    @cached_property
     def n_parameters(self) -> int:
         return sum((layer.n_in + layer.bias) * layer.n_out for layer in self.layers)
 

@@ -28,7 +28,7 @@ def fit(request, rng, monkeypatch):
     def fit(**settings):
         case.net.fit(case.X, case.y, threads=request.param, progress=False, **settings)
 
-    fit(epochs=2)
+    fit(epochs=2, batch_size=320)
     return fit
 
 
@@ -63,3 +63,13 @@ def test_memory_does_not_grow_with_minibatches(fit):
 def test_minibatches_allocate_nothing(fit):
     counts = {compiled_allocations(fit, epochs=2, batch_size=batch_size) for batch_size in (32, 64, 320)}
     assert len(counts) == 1
+
+
+def test_a_fit_works_in_the_memory_of_the_last(rng):
+    case = make_case(rng, (16, 1024, 1024, 4), "cross_entropy", n_samples=32, dtype="float32")
+
+    def fit(**settings):
+        case.net.fit(case.X, case.y, optimizer="sgd", epochs=2, progress=False, **settings)
+
+    fit()
+    assert peak_memory(fit) < case.net.theta.nbytes  # of which a session holds two

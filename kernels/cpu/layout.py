@@ -13,6 +13,7 @@ and its shifts the bias; its input is overwritten by what the gains multiply.
 """
 
 import math
+from itertools import accumulate
 from typing import NamedTuple
 
 import numpy as np
@@ -40,6 +41,8 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     BIAS_GROUP,
 ) = range(15)
 
+#: Memory that an arena keeps for the next session, at most.
+KEPT_BYTES = 1 << 28
 #: Rows are padded to a multiple of this, so that the lowest tile always fits.
 ROW_STEP = max(1, VECTORS.rows // 3)
 
@@ -204,19 +207,31 @@ def round_up(n: int, step: int) -> int:
     return -(-n // step) * step
 
 
-def aligned_zeros(dtype, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-    """Arrays of zeros in one piece of memory.
+class Arena:
+    """A piece of memory that one session after another uses: to fault in fresh pages can cost more than a step does."""
 
-    Each starts on a cache line; a square panel past its end there is memory to read, as transpositions do.
-    """
-    width = panel_width(dtype)
-    sizes = [math.prod(shape) for shape in shapes]
-    memory = np.zeros(sum(round_up(size, width) for size in sizes) + width + width**2, dtype)
-    start, arrays = (-memory.ctypes.data % LINE_BYTES) // memory.itemsize, []
-    for shape, size in zip(shapes, sizes, strict=True):
-        arrays.append(memory[start : start + size].reshape(shape))
-        start += round_up(size, width)
-    return arrays
+    def __init__(self):
+        self._memory = np.empty(0, np.int8)
+
+    def zeros(self, dtype, *shapes: tuple[int, ...]) -> list[np.ndarray]:
+        """Arrays of zeros, in place of those that were given out before.
+
+        Each starts on a cache line; a square panel past its end there is memory to read, as transpositions do.
+        """
+        width, dtype = panel_width(dtype), np.dtype(dtype)
+        starts = list(accumulate((round_up(math.prod(shape), width) for shape in shapes), initial=0))
+        n_bytes = (starts[-1] + width + width**2) * dtype.itemsize
+        if n_bytes > KEPT_BYTES:
+            memory = np.zeros(n_bytes, np.int8)
+        elif n_bytes > self._memory.size:
+            memory = self._memory = np.zeros(n_bytes, np.int8)
+        else:
+            memory = self._memory[:n_bytes]
+            memory[:] = 0
+        first = -memory.ctypes.data % LINE_BYTES
+        lines = memory[first : first + starts[-1] * dtype.itemsize].view(dtype)
+        parts = zip(starts[:-1], shapes, strict=True)
+        return [lines[start:][: math.prod(shape)].reshape(shape) for start, shape in parts]
 
 
 class Sizes(NamedTuple):

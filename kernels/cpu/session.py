@@ -19,7 +19,7 @@ from .forward import ACTIVATE, custom_activation
 from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
 from .jit import Hook, uncollected
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
-from .layout import Addresses, Network, Parameters, Workspace, aligned_zeros, panel_width, round_up
+from .layout import Addresses, Network, Parameters, Workspace, panel_width, round_up
 from .simd import VECTORS
 from .team import Team
 
@@ -48,7 +48,7 @@ if hasattr(os, "register_at_fork"):
 class Session:
     """One network's parameters in panels, with workspace and threads for batches of one size.
 
-    Use as a context manager: leaving it gives the threads back.
+    Use as a context manager: leaving it gives threads and memory back.
 
     Parameters
     ----------
@@ -124,7 +124,7 @@ class Session:
         n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
         rows, columns_size = n_blocks * block_rows, round_up(layers[-1].n_out, width) * width
-        a, delta, strip, lines, columns, square, moments, W, WT = aligned_zeros(
+        a, delta, strip, lines, columns, square, moments, W, WT = self._team.workspace.zeros(
             dtype,
             (rows * sizes.lanes,),
             (rows * sizes.lanes,),
@@ -242,7 +242,7 @@ class Session:
         if mode is None:
             mode = epoch.CLIPPED if min(update.clip_norm, update.clip_value) < np.inf else epoch.FUSED
         grad_rows = self._n_slices if mode != epoch.FUSED or self._n_slices > 1 else 0
-        panels, grad, average = aligned_zeros(
+        panels, grad, average = self._team.state.zeros(
             dtype, (n_slots, size), (grad_rows, size), (0 if update.average_decay is None else size,)
         )
         for flat, packed in zip(slots, panels, strict=True):

@@ -7,6 +7,7 @@ from queue import SimpleQueue
 import numpy as np
 
 from .jit import routine
+from .layout import Arena
 from .simd import atomic_add, atomic_load, relax, sleep_thread
 
 # Words of the barrier, each on a cache line of its own.
@@ -38,17 +39,23 @@ def barrier(sync, n_threads):
 
 
 class Team:
-    """Persistent threads that run one compiled function together.
+    """Persistent threads that run one compiled function together, and memory for what they work on.
 
     Parameters
     ----------
     size : int
         Number of threads, the caller's included.
+
+    Attributes
+    ----------
+    workspace, state : Arena
+        What lasts as long as a session, and as a training.
     """
 
     def __init__(self, size: int):
         self.size = size
         self.sync = np.zeros(SYNC_SIZE, np.int64)
+        self.workspace, self.state = Arena(), Arena()
         self._calls: list[SimpleQueue] = [SimpleQueue() for _ in range(size - 1)]
         self._done: SimpleQueue = SimpleQueue()
         for thread, calls in enumerate(self._calls, start=1):
