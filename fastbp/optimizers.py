@@ -109,7 +109,7 @@ class Optimizer:
         self._step = 0
 
     def state(self, n_parameters: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
-        """A copy of the state, fresh where there is none yet: slots (n_slots, n_parameters), updates made.
+        """The state, fresh where there is none yet: slots (n_slots, n_parameters), which a training writes, updates made.
 
         Raises
         ------
@@ -125,7 +125,7 @@ class Optimizer:
                 f"{self._slots.dtype} and {self._slots.shape[0]} slots, this one has {n_parameters} of type {dtype} "
                 f"and {shape[0]}: give a new instance, or call reset() first"
             )
-        return self._slots.copy(), self._step
+        return self._slots, self._step
 
     def keep(self, slots: np.ndarray, step: int) -> None:
         """Take over the state of a training."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -67,13 +69,7 @@ class Training:
         epoch_updates = -(-self.n_samples // session.update_rows)
         epoch_by_epoch = self.score is not None or bool(self.callbacks)
         turn, updates, samples, stop, seconds, first_epoch = 1, 0, 0, False, 0.0, self.net.epochs
-        bar = tqdm(
-            total=min(self.n_samples * epochs, self.n_updates * session.update_rows),
-            unit=" samples",
-            unit_scale=True,
-            disable=None if self.progress is None else not self.progress,
-        )
-        with bar:
+        with self._bar(min(self.n_samples * epochs, self.n_updates * session.update_rows)) as bar:
             while updates < self.n_updates and not stop:
                 before, started = history.epochs, time.perf_counter()
                 try:
@@ -89,7 +85,8 @@ class Training:
                 samples += progressed
                 updates = now.epochs * epoch_updates + -(-now.position // session.update_rows)
                 turn = max(1, int(progressed / session.update_rows * TURN_SECONDS / turn_seconds))
-                bar.update(progressed)
+                if bar is not None:
+                    bar.update(progressed)
                 self.net.epochs = first_epoch + now.epochs
                 if now.diverged:
                     raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
@@ -110,14 +107,22 @@ class Training:
                 seconds = 0.0
                 if self.score is not None:
                     history.add_scores(self.score())
-                bar.set_postfix(
-                    epoch=f"{history.epochs}/{epochs}",
-                    loss=f"{history.loss[-1]:.4g}",
-                    **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
-                )
+                if bar is not None:
+                    bar.set_postfix(
+                        epoch=f"{history.epochs}/{epochs}",
+                        loss=f"{history.loss[-1]:.4g}",
+                        **({"val_loss": f"{history.val_loss[-1]:.4g}"} if history.val_loss else {}),
+                    )
                 if self.callbacks:
                     self._take_over()
                 stop |= any([callback.after_epoch(self.net, history) is True for callback in self.callbacks])
+
+    def _bar(self, n_samples: int) -> AbstractContextManager[tqdm | None]:
+        """The progress bar; None where nobody would see it, since a hidden one takes as long as a small update."""
+        shown = self.progress
+        if shown is None:  # a program without a console has no stderr
+            shown = sys.stderr is not None and sys.stderr.isatty()
+        return tqdm(total=n_samples, unit=" samples", unit_scale=True) if shown else nullcontext()
 
     def _take_over(self) -> None:
         """Bring the network and the optimizer to what the session has published last."""
