@@ -1,13 +1,15 @@
 """The GPU engine checked and timed, in one command: ``python benchmarks/gpu_check.py``.
 
 First its results beside those of the CPU on fresh random data, then its time per step beside that of its peers and of
-what the device can do at best. Each peer works in a process of its own, as in `compare`, with data, parameters and
-permutations on the device. Exits with status 1 if a result is wrong, and with 2 if there is no GPU.
+what the device can do at best. Each group of comparisons and each peer works in a process of its own, since a GPU that
+has failed is lost to a process; peers have data, parameters and permutations on the device. The report is written
+again whenever there is more to it. Exits with status 1 if a result is wrong or missing, and with 2 if there is no GPU.
 """
 
 from __future__ import annotations
 
 import argparse
+import faulthandler
 import gc
 import importlib.util
 import json
@@ -23,7 +25,7 @@ import sys
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures import ProcessPoolExecutor, ThreadPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from copy import deepcopy
 from functools import cache, partial
@@ -31,6 +33,7 @@ from importlib import metadata
 from itertools import groupby
 from pathlib import Path
 from typing import Any, NamedTuple
+from unittest.mock import patch
 
 import numpy as np
 from numba import config, cuda, float32
@@ -46,20 +49,25 @@ from benchmarks.compare import Spread, WorkerError, disagreements, say, table
 from fastbp.backend import Update, describe_gpu
 
 TESTS = Path(__file__).resolve().parent.parent / "tests"
-#: Seconds for everything, in full and for ``--quick``, of which speed has so many at least.
-BUDGET, QUICK_BUDGET, LEAST = 450.0, 60.0, 40.0
-#: Seconds for an answer of a worker.
-PATIENCE = 30.0
-#: Turns of each peer, in full and for ``--quick``.
-ROUNDS, QUICK_ROUNDS = 5, 3
+#: Seconds for everything, in full and for ``--quick``, of which speed has so many at least, and those after which
+#: something must hang.
+BUDGET, QUICK_BUDGET, LEAST, END = 420.0, 60.0, 40.0, 580.0
+#: Seconds for a comparison with all that it compiles, for loading a peer's libraries, and for a turn.
+ROW_PATIENCE, LOAD_PATIENCE, PATIENCE = 120.0, 120.0, 30.0
+#: Groups of comparisons at a time: most of their time goes by compiling, on one core.
+GROUPS_AT_ONCE = 4
+#: Turns of each peer.
+ROUNDS = 3
+#: Why a peer may be skipped without anything being wrong.
+UP, NO_ROOM = "the time was up", "it needs more memory than the others leave"
 #: The losses of all peers are compared after the first epochs that have so many steps, on so many samples.
 LOSS_STEPS, LOSS_SAMPLES = 8, 4096
 #: Numbers in the samples of an epoch, and its steps, at most; it has a step at least.
-EPOCH_NUMBERS, EPOCH_STEPS = 1 << 24, 512
+EPOCH_NUMBERS, EPOCH_STEPS = 1 << 23, 512
 #: Epochs that a session is prepared for: more than anyone waits for.
 MANY = 1 << 20
-#: Numbers of float32 in each of two arrays that are copied: more than any cache.
-COPY_SIZE = 1 << 27
+#: Numbers of float32 in each of two arrays that are copied, more than any cache, and how often.
+COPY_SIZE, COPIES = 1 << 27, 10
 
 
 class Row(NamedTuple):
@@ -141,9 +149,14 @@ class Training:
         for array in (memory.a, memory.delta, memory.grad):
             array.copy_to_device(np.full(array.size, np.nan, array.dtype))
 
+    def theta(self) -> np.ndarray:
+        """The parameters that it has come to."""
+        self.session.collect()
+        return self.net.theta
+
     def state(self) -> np.ndarray:
         """All that it has come to, in float64."""
-        return np.concatenate([self.net.theta, self.slots.ravel(), self.session.losses[: self.epochs]], dtype=float)
+        return np.concatenate([self.theta(), self.slots.ravel(), self.session.losses[: self.epochs]], dtype=float)
 
 
 def draw(rng: np.random.Generator, sizes: Sequence[int], n_samples: int, **settings: Any) -> tuple:
@@ -168,8 +181,8 @@ def fitted(net: fastbp.MLP, X: np.ndarray, y: np.ndarray, device: str, **setting
 # ---- results -------------------------------------------------------------------------------------
 
 
-def cases(rng: np.random.Generator, quick: bool) -> Iterator[Row]:
-    """The cases of the tests, which have every row of the tables and every option, on new data.
+def cases(rng: np.random.Generator, part: int, parts: int) -> Iterator[Row]:
+    """One of so many parts of the tests' cases, which have every row of the tables and every option, on new data.
 
     In float32 one in some thousand goes past its limit by rounding alone, where that takes a z to the other side of a
     kink; it does not with other data.
@@ -177,7 +190,7 @@ def cases(rng: np.random.Generator, quick: bool) -> Iterator[Row]:
     sys.path.append(str(TESTS))
     from twins import CASES, TOLERANCE, difference
 
-    for name in rng.choice([*CASES], 4, replace=False) if quick else [*CASES]:
+    for name in [*CASES][part::parts]:
         for dtype, limit in TOLERANCE.items():
             fresh = f"{name}, data {rng.integers(10**6):06d}"  # a case draws its data by the end of its name
             CASES[fresh] = CASES[name]
@@ -230,6 +243,8 @@ def ways(rng: np.random.Generator, networks: Sequence[tuple[tuple[int, ...], int
     """Every way to carry out a step beside itself, from buffers full of NaN too, and beside the others. Networks are
     given by sizes, samples and batch.
     """
+    from fastbp.kernels.cuda.plan import FUSED_WIDTH
+
     for sizes, n_samples, batch in networks:
         case = draw(rng, sizes, n_samples, dropout=0.1)
         of = f"{shape(sizes)}, {n_samples} samples by {batch}"
@@ -240,38 +255,138 @@ def ways(rng: np.random.Generator, networks: Sequence[tuple[tuple[int, ...], int
             if poisoned:
                 training.poison()
             training.run(2)
-            return training.state()
+            state = training.state()
+            if not np.isfinite(state).all() or np.array_equal(training.theta(), case[0].theta):
+                raise ArithmeticError("it has not trained")
+            return state
 
         def row(words, one, other, limit=0.0, measure=different_bits, state=state, of=of):
             return compare(f"{words}: {of}", limit, lambda: measure(state(*one), state(*other)))
 
-        for way in WAYS:
-            yield row(f"bits of {way} once more", (way, 1), (way,))
-            yield row(f"bits of {way} from NaN", (way, 0, True), (way,))
+        can_be_fused = max(sizes) <= FUSED_WIDTH
+        for way, settings in WAYS.items():
+            if can_be_fused or not settings["fused"]:
+                yield row(f"bits of {way} once more", (way, 1), (way,))
+                yield row(f"bits of {way} from NaN", (way, 0, True), (way,))
         yield row("bits of graphs beside plain launches", ("graphs",), ("plain launches",))
-        yield row("bits of graphs of fused steps beside fused steps", ("graphs of fused steps",), ("fused steps",))
-        yield row("fused steps beside plain launches", ("fused steps",), ("plain launches",), 1e-5, distance)
+        if can_be_fused:
+            yield row("bits of graphs of fused steps beside fused steps", ("graphs of fused steps",), ("fused steps",))
+            yield row("fused steps beside plain launches", ("fused steps",), ("plain launches",), 1e-5, distance)
 
 
-def correctness(options: argparse.Namespace, simulated: bool, skipped: dict[str, str]) -> Iterator[Row]:
-    """All comparisons; few, of small networks, where they are simulated."""
-    rng = np.random.default_rng(options.seed)
-    if (TESTS / "twins.py").exists():
-        yield from cases(rng, options.quick)
-    else:
-        skipped["every row and option"] = "tests/twins.py, which has the cases, is not here"
+def on_torch(array: np.ndarray) -> Any:
+    import torch
+
+    return torch.as_tensor(array, device="cuda")
+
+
+def on_jax(array: np.ndarray) -> Any:
+    os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
+    import jax
+
+    return jax.device_put(array)
+
+
+#: Who may hold samples in the GPU's memory.
+HOLDERS = {"numba_cuda": cuda.to_device, "torch": on_torch, "jax": on_jax}
+
+
+def places(rng: np.random.Generator, sizes: tuple[int, ...], n_samples: int, batch: int) -> Iterator[Row]:
+    """Samples that stream, or that lie in the GPU's memory, beside the same ones brought as a whole; and what is not
+    training.
+    """
+    from fastbp.kernels.cuda import compat, feed
+
+    net, X, y = draw(rng, sizes, n_samples, activation="tanh", dtype="float32")
+    X = X.astype(np.float32)
+    fit = partial(fitted, batch_size=batch, epochs=2)
+    whole = cache(lambda: fit(net, X, y, "cuda"))
+
+    def streamed():
+        with patch.object(feed, "SHARE", 0.0), patch.object(feed, "PIECE_BYTES", X.nbytes // 5):
+            return fit(net, X, y, "cuda")
+
+    yield compare("bits of samples that stream", 0.0, lambda: different_bits(streamed(), whole()))
+    for holder, bring in HOLDERS.items():
+        if importlib.util.find_spec(holder) and (holder == "numba_cuda" or not compat.SIMULATED):
+            words = f"bits of samples held by {holder}"
+            yield compare(words, 0.0, lambda bring=bring: different_bits(fit(net, bring(X), bring(y), "cuda"), whole()))
+    there = cuda.to_device(X)
+    yield compare("predictions", 1e-5, lambda: distance(net.predict(there), net.predict(X)))
+    yield compare("loss", 1e-5, lambda: abs(1 - net.evaluate(there, y)["loss"] / net.evaluate(X, y)["loss"]))
+    precise, X, y = draw(rng, sizes, n_samples, activation="tanh", dtype="float64")
+    fit = partial(fitted, precise, X, y, optimizer="lbfgs", epochs=4)
+    yield compare("float64: L-BFGS", 1e-8, lambda: distance(fit("cuda"), fit("cpu")))
+
+
+class Group(NamedTuple):
+    """Comparisons that one process carries out: what gives them, from a generator and these arguments, and whether by
+    large tiles, which small networks would not have.
+    """
+
+    give: Callable[..., Iterator[Row]]
+    arguments: tuple
+    large_tiles: bool = False
+
+    @property
+    def name(self) -> str:
+        return f"{self.give.__name__}{self.arguments}{' by large tiles' if self.large_tiles else ''}"
+
+
+def carry_out(connection: Any, group: Group, seed: Sequence[int]) -> None:
+    """Send the rows of a group, one by one."""
+    from fastbp.kernels.cuda import compat
+
+    if compat.SIMULATED:
+        warnings.simplefilter("ignore")  # unsigned arithmetic that wraps around, as it should
+        sys.setswitchinterval(1e-6)  # the simulator waits for its threads by asking them
+    n_multiprocessors = 1 if group.large_tiles else compat.n_multiprocessors()
+    with patch.object(compat, "n_multiprocessors", lambda: n_multiprocessors):
+        for row in group.give(np.random.default_rng(seed), *group.arguments):
+            connection.send(row._replace(comparison=row.comparison + " (large tiles)" * group.large_tiles))
+
+
+def rows_of(group: Group, seed: Sequence[int]) -> list[Row]:
+    """The rows of a group, and one that fails if it does not come to its end."""
+    context = multiprocessing.get_context("spawn")
+    connection, theirs = context.Pipe(duplex=False)
+    process = context.Process(target=carry_out, args=(theirs, group, seed))
+    process.start()
+    theirs.close()
+    rows: list[Row] = []
+    try:
+        while connection.poll(ROW_PATIENCE):
+            rows.append(connection.recv())
+        process.kill()
+        rows.append(Row(f"the rest of {group.name}", None, 0.0, f"no answer for {ROW_PATIENCE:.0f} s"))
+    except EOFError:
+        process.join()
+        if process.exitcode:
+            rows.append(Row(f"the rest of {group.name}", None, 0.0, f"its process ended with code {process.exitcode}"))
+    return rows
+
+
+def correctness(options: argparse.Namespace, simulated: bool, skipped: dict[str, str]) -> Iterator[list[Row]]:
+    """The rows of all groups; few, of small networks, where they are simulated."""
+    wide, narrow = ((784, 512, 10), 300, 32), [((32, 64, 64, 64, 64, 4), 600, 64), ((17, 100, 33, 7), 333, 50)]
+    rounded = [(33, 20, 12), (200, 300, 65, 10), (784, 512, 512, 10)], 300
+    groups = [Group(ways, ([*narrow, wide],)), Group(ways, ([*narrow, wide],), True)]
+    groups += [Group(ragged, (2 if options.quick else 8, 300), large) for large in (False, True)]
+    groups.append(Group(places, ((37, 64, 20, 5), 1000, 64)))
     if simulated:
-        yield from ragged(rng, 1, 9)
-        yield from tensor_cores(rng, [(9, 17, 3)], 30)
-        yield from ways(rng, [((3, 5, 2), 7, 4)])
-        return
-    yield from ragged(rng, 4 if options.quick else 16, 300)
-    narrow = [((32, 64, 64, 64, 64, 4), 600, 64), ((17, 100, 33, 7), 333, 50)]
-    yield from ways(rng, [*narrow, ((784, 512, 10), 300, 32)])  # whose steps are too wide to be fused
-    if cuda.get_current_device().compute_capability >= (8, 0):
-        yield from tensor_cores(rng, [(33, 20, 12), (200, 300, 65, 10), (784, 512, 512, 10)], 300)
+        groups = [Group(ragged, (1, 9)), Group(tensor_cores, ([(9, 17, 3)], 30)), Group(ways, ([((3, 5, 2), 7, 4)],))]
+        groups.append(Group(places, ((3, 5, 2), 19, 4)))
+    elif cuda.get_current_device().compute_capability >= (8, 0):
+        groups += [Group(tensor_cores, rounded, large) for large in (False, True)]
     else:
         skipped["precisions"] = "they take a GPU of compute capability 8.0"
+    if (TESTS / "twins.py").exists():
+        few = options.quick or simulated
+        groups += [Group(cases, (options.seed % 30, 30))] if few else [Group(cases, (part, 4)) for part in range(4)]
+    else:
+        skipped["every row and option"] = "tests/twins.py, which has the cases, is not here"
+    with ThreadPoolExecutor(1 if simulated else GROUPS_AT_ONCE) as pool:
+        yield from pool.map(rows_of, groups, [(options.seed, k) for k in range(len(groups))])
 
 
 # ---- fastbp and its peers on the GPU ------------------------------------------------------------
@@ -296,7 +411,7 @@ class Fastbp(peers.Peer):
         self.run(len(orders))
 
     def theta(self):
-        return self.training.net.theta
+        return self.training.theta()
 
     @classmethod
     def empty(cls) -> None:
@@ -497,30 +612,40 @@ class Worker:
 
     def __init__(self, name: str):
         self.name, self.preparation = name, 0.0
+        self._begin()
+
+    def _begin(self) -> None:
         self.pool = ProcessPoolExecutor(1, multiprocessing.get_context("spawn"))
-        self.pool.submit(answer, name, "load")
+        self.pool.submit(answer, self.name, "load")
+        self.pid: int | None = None
 
-    def wait(self) -> None:
-        """Wait for the libraries."""
-        self.pid = self.ask("load", timeout=None)
-
-    def ask(self, method: str, *arguments: Any, timeout: float | None = PATIENCE) -> Any:
-        """Have a method of `Runner` called."""
+    def ask(self, method: str, *arguments: Any, timeout: float = PATIENCE) -> Any:
+        """Have a method of `Runner` called; a process that takes too long is ended, and another one begun."""
         try:
             succeeded, result = self.pool.submit(answer, self.name, method, *arguments).result(timeout)
-        except TimeoutError:
-            os.kill(self.pid, signal.SIGTERM)
-            raise WorkerError(f"it took more than {timeout:.0f} s, and was ended") from None
-        except BrokenProcessPool:
-            raise WorkerError("its process has ended") from None
+        except (TimeoutError, BrokenProcessPool) as error:
+            reason = "its process has ended"
+            if isinstance(error, TimeoutError):
+                reason = f"it took more than {timeout:.0f} s, and was ended"
+                if self.pid is None:
+                    raise WorkerError(f"it took more than {timeout:.0f} s to load") from None
+                os.kill(self.pid, signal.SIGKILL)
+            self._begin()
+            raise WorkerError(reason) from None
         if not succeeded:
             raise WorkerError(result)
         return result
+
+    def wait(self) -> None:
+        """Wait for the libraries."""
+        self.pid = self.ask("load", timeout=LOAD_PATIENCE)
 
     def prepare(self, workload: Workload, seconds: float, left: float, share: float) -> dict[str, float]:
         """`Runner.prepare`, if it should take a peer no more than the workload's share of the seconds that are left."""
         if self.preparation > share and not issubclass(PEERS[self.name], Fastbp):
             raise WorkerError(f"it takes {self.preparation:.0f} s to get ready, this workload's share is {share:.0f} s")
+        if self.pid is None:
+            self.wait()
         started = time.monotonic()
         prepared = self.ask("prepare", workload, seconds, timeout=max(left, PATIENCE))
         elapsed = time.monotonic() - started
@@ -573,10 +698,10 @@ class Ceilings:
     def measure(self) -> dict[str, float]:
         """FLOP/s of float32 multiply-adds, and bytes/s, read and written, of a copy."""
         of_adds = self._seconds(lambda: self.launch(self.out, self.ROUNDS, np.float32(0.5), np.float32(1)))
-        of_copy = self._seconds(lambda: self.target.copy_to_device(self.source))
+        of_copies = self._seconds(lambda: [self.target.copy_to_device(self.source) for _ in range(COPIES)])
         return {
             "flops": 2 * 128 * self.ROUNDS * self.out.size / of_adds,
-            "bandwidth": 2 * self.source.nbytes / of_copy,
+            "bandwidth": 2 * COPIES * self.source.nbytes / of_copies,
         }
 
     def free(self) -> int:
@@ -606,8 +731,10 @@ def make_workload(network: str, batch: int) -> Workload:
     return Workload(f"{network}, {batch}", sizes, batch, loss, batch * max(1, min(EPOCH_STEPS, steps)))
 
 
+QUICK = ("field, 65536", "large, 1024", "small, 128", "middle, 128")
 WORKLOADS = {w.name: w for w in (make_workload(network, batch) for network in NETWORKS for batch in BATCHES)}
-QUICK = ("field, 65536", "small, 128", "middle, 128", "large, 1024")
+#: The most important first, should the time run out.
+WORKLOADS = {name: WORKLOADS[name] for name in (*QUICK, *WORKLOADS)}
 
 
 def floor(workload: Workload, flops: float, bandwidth: float) -> float:
@@ -647,13 +774,13 @@ def measure(
     for k, worker in enumerate(workers):
         left = options.deadline - time.monotonic()
         if left <= 0 or k >= room:
-            skipped[worker.name] = "the time was up" if left <= 0 else "it needs more memory than the others leave"
+            skipped[worker.name] = UP if left <= 0 else NO_ROOM
             continue
         say(f"{workload.name}: preparing {worker.name}")
         if prepared := attempt(worker, worker.prepare, workload, options.seconds, left, share):
             runs[worker] = {"peer": worker.name, **prepared, "microseconds": []}
-    for k in range(options.rounds if runs else 0):
-        say(f"{workload.name}: round {k + 1} of {options.rounds}")
+    for k in range(ROUNDS if runs else 0):
+        say(f"{workload.name}: round {k + 1} of {ROUNDS}")
         limits.append(ceilings.measure())
         for worker, run in [*runs.items()]:
             run["microseconds"].append(attempt(worker, worker.ask, "turn"))
@@ -663,7 +790,7 @@ def measure(
     return result
 
 
-def speed(options: argparse.Namespace, skipped: dict[str, str]) -> list[dict]:
+def speed(options: argparse.Namespace, skipped: dict[str, str]) -> Iterator[dict]:
     """Results of all workloads, and into ``skipped`` why somebody takes no part."""
     workers = []
     for name, peer in PEERS.items():
@@ -685,16 +812,15 @@ def speed(options: argparse.Namespace, skipped: dict[str, str]) -> list[dict]:
         for name, reason in skipped.items():
             say(f"skipping {name}: {reason}")
         ready = [worker for worker in workers if worker.name not in skipped]
-        ceilings, results = Ceilings(), []
+        ceilings = Ceilings()
         options.deadline = max(options.deadline, time.monotonic() + LEAST)
         chosen = QUICK if options.quick else [*WORKLOADS]
         for k, name in enumerate(chosen):
             share = (options.deadline - time.monotonic()) / (len(chosen) - k)
-            results.append(measure(WORKLOADS[name], ready, ceilings, options, share))
+            yield measure(WORKLOADS[name], ready, ceilings, options, share)
     finally:
         for worker in workers:
-            worker.pool.shutdown(cancel_futures=True)
-    return results
+            worker.pool.shutdown(wait=False, cancel_futures=True)
 
 
 # ---- report --------------------------------------------------------------------------------------
@@ -830,38 +956,64 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     if options.seed < 0:
         parser.error(f"--seed must be at least 0, it is {options.seed}")
     options.deadline = time.monotonic() + (QUICK_BUDGET if options.quick else BUDGET)
-    options.rounds = QUICK_ROUNDS if options.quick else ROUNDS
     return options
+
+
+def failures(record: dict) -> list[str]:
+    """What should be otherwise: comparisons, and trainings that do not come to their loss, or to their end."""
+    found = [f"{row.comparison}: {row.note or row.error}" for row in record["correctness"] if not row.passed]
+    for result in record["results"]:
+        found += disagreements(result)
+        reason = result["skipped"].get("fastbp", UP)
+        found += [f"{result['workload']}: fastbp: {reason}"] * (reason not in (UP, NO_ROOM))
+    return found
+
+
+def write(record: dict, folder: Path) -> str:
+    """Write the report as it stands, in JSON and in Markdown, which is returned."""
+    record["targets"] = [*judge(record["results"])]
+    plain = record | {key: [row._asdict() for row in record[key]] for key in ("correctness", "targets")}
+    folder.mkdir(parents=True, exist_ok=True)
+    name = "gpu_" + re.sub(r"[^a-z0-9]+", "-", record["host"]["device"].partition(",")[0].lower()).strip("-")
+    (folder / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
+    text = report(record)
+    (folder / f"{name}.md").write_text(text, encoding="utf-8")
+    return text
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
     options = parse(arguments)
     simulated = bool(config.ENABLE_CUDASIM)
-    if simulated:
-        warnings.simplefilter("ignore")  # unsigned arithmetic that wraps around, as it should
-        sys.setswitchinterval(1e-6)  # the simulator waits for its threads by asking them
     try:
-        fastbp.MLP((1, 1)).fit(np.ones((1, 1)), np.ones((1, 1)), device="cuda", epochs=1, progress=False)
-    except fastbp.DeviceError as error:
+        from fastbp.kernels.cuda import compat
+
+        compat.require_gpu()
+    except (ImportError, fastbp.DeviceError) as error:
         print(error, file=sys.stderr)
         sys.exit(2)
     host = machine.describe() | {"device": describe_gpu(), "driver": driver()}
+    faulthandler.dump_traceback_later(END, exit=True)
     host["versions"]["numba-cuda"] = metadata.version("numba-cuda")
-    settings = {"rounds": options.rounds, "seconds": options.seconds, "quick": options.quick}
-    record = {"host": host, "seed": options.seed, "settings": settings, "skipped": {}}
+    settings = {"rounds": ROUNDS, "seconds": options.seconds, "quick": options.quick}
+    record = {"host": host, "seed": options.seed, "settings": settings, "skipped": {}, "correctness": [], "results": []}
     say(headline(record))
-    record["correctness"] = [*correctness(options, simulated, record["skipped"])]
+    for rows in correctness(options, simulated, record["skipped"]):
+        record["correctness"] += rows
+        write(record, options.output)
     if simulated:
         record["skipped"]["speed"] = "a simulated GPU has none"
-    record["results"] = [] if simulated else speed(options, record["skipped"])
-    record["targets"] = [*judge(record["results"])]
-    plain = record | {key: [row._asdict() for row in record[key]] for key in ("correctness", "targets")}
-    options.output.mkdir(parents=True, exist_ok=True)
-    name = "gpu_" + re.sub(r"[^a-z0-9]+", "-", host["device"].partition(",")[0].lower()).strip("-")
-    (options.output / f"{name}.json").write_text(json.dumps(plain, indent=1) + "\n", encoding="utf-8")
-    (options.output / f"{name}.md").write_text(report(record), encoding="utf-8")
-    print(report(record))
-    sys.exit(not all(row.passed for row in record["correctness"]))
+    else:
+        try:
+            for result in speed(options, record["skipped"]):
+                record["results"].append(result)
+                write(record, options.output)
+        except Exception as error:  # of the device's own limits: what has been found so far is worth a report
+            record["skipped"]["speed"] = in_a_line(error)
+    print(write(record, options.output))
+    found = failures(record)
+    for line in found:
+        say(f"FAILED: {line}")
+    sys.exit(bool(found))
 
 
 if __name__ == "__main__":

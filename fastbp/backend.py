@@ -77,9 +77,11 @@ def on_gpu(values: Any) -> bool:
     """Whether an array lies in a GPU's memory, by the CUDA array interface or by DLPack."""
     if isinstance(values, (np.ndarray, list, tuple)):
         return False
-    if hasattr(values, "__cuda_ndarray__") or hasattr(values, "__cuda_array_interface__"):
+    if hasattr(values, "__cuda_ndarray__"):
         return True
-    return hasattr(values, "__dlpack_device__") and values.__dlpack_device__()[0] in DLPACK_CUDA
+    if hasattr(values, "__dlpack_device__"):  # which can be asked of a tensor that cannot be exported, too
+        return values.__dlpack_device__()[0] in DLPACK_CUDA
+    return hasattr(values, "__cuda_array_interface__")
 
 
 def borrow(values: Any) -> Any:

@@ -109,7 +109,9 @@ class Optimizer:
         self._step = 0
 
     def state(self, n_parameters: int, dtype: np.dtype) -> tuple[np.ndarray, int]:
-        """The state, fresh where there is none yet: slots (n_slots, n_parameters), which a training writes, updates made.
+        """The state, fresh where there is none yet: slots (n_slots, n_parameters), and updates made.
+
+        A training writes into the slots.
 
         Raises
         ------

@@ -30,7 +30,7 @@ from .callbacks import Callback, Controls
 from .history import History
 from .mlp import MLP
 from .optimizers import SGD, Adam, Optimizer
-from .tabular import BATCH_SIZE, EPOCHS, HIDDEN, VALIDATION_FRACTION, table_encoder, train
+from .tabular import BATCH_SIZE, EPOCHS, HIDDEN, recommended_folds, table_encoder, train_committee
 from .validation import DivergedError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
@@ -226,44 +226,42 @@ class _Trained:
     def _fit_table(self, X, y, sample_weight) -> None:
         """Train by the preset's recipe on encoded samples."""
         estimator: Any = self
-        if estimator._validation_data is not None:
-            X_val, y_val = estimator._validation_data
-            y_val = estimator._label_binarizer.transform(y_val) if is_classifier(self) else np.asarray(y_val)
-            weight, weight_val = sample_weight, None
-        else:
-            labels = y.argmax(axis=1) if y.shape[1] > 1 else y.ravel()
-            stratify = labels if is_classifier(self) and np.unique(labels, return_counts=True)[1].min() > 1 else None
-            fraction = self._recipe("validation_fraction", VALIDATION_FRACTION)
-            weight = np.ones(len(X)) if sample_weight is None else sample_weight
-            X, X_val, y, y_val, weight, weight_val = train_test_split(
-                X, y, weight, random_state=estimator._random_state, test_size=fraction, stratify=stratify
-            )
-        y, y_val = (part.reshape(len(part), -1).astype(np.float64) for part in (y, y_val))
+        n_samples = len(X)
+        weight = np.ones(n_samples) if sample_weight is None else sample_weight
+        y = y.reshape(n_samples, -1).astype(np.float64)
         self._target_mean, self._target_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
         if self._loss_name == "squared_error":
             self._target_mean, scale = np.average(y, axis=0, weights=weight), y.std(axis=0)
             self._target_scale = np.where(scale > 0, scale, 1.0)
         self._target_range = y.min(axis=0), y.max(axis=0)
-        y, y_val = ((part - self._target_mean) / self._target_scale for part in (y, y_val))
-        self._net, history = train(
+        if estimator._validation_data is None:
+            fraction = None if self._is_default("validation_fraction") else estimator.validation_fraction
+            folds = recommended_folds(y, is_classifier(self), fraction, estimator._random_state)
+        else:
+            X_val, y_val = estimator._validation_data
+            y_val = estimator._label_binarizer.transform(y_val) if is_classifier(self) else np.asarray(y_val)
+            X, y = np.concatenate([X, X_val]), np.concatenate([y, y_val.reshape(len(y_val), -1)])
+            weight = np.concatenate([weight, np.ones(len(y_val))])
+            folds = [(np.arange(n_samples), np.arange(n_samples, len(X)))]
+        self._nets, history, estimator.validation_scores_ = train_committee(
             X,
-            self._targets(y).astype(np.int64) if self._loss_name == "cross_entropy" else y,
-            (X_val, self._targets(y_val), weight_val),
+            self._targets((y - self._target_mean) / self._target_scale),
+            weight,
+            folds,
             loss=self._loss_name,
             n_out=y.shape[1],
             hidden=np.atleast_1d(self._recipe("hidden_layer_sizes", HIDDEN)).tolist(),
             epochs=self._recipe("max_iter", EPOCHS),
             batch_size=self._recipe("batch_size", BATCH_SIZE),
             seed=int(estimator._random_state.randint(2**31 - 1)),
-            sample_weight=weight,
             threads=estimator.threads,
             device=estimator.device,
         )
-        self.coefs_, self.intercepts_ = list(self._net.weights), list(self._net.biases)
-        estimator.n_layers_ = len(self._net.layer_sizes)
-        estimator.n_iter_, estimator.t_ = history.epochs, history.epochs * len(X)
+        first = self._nets[0]
+        self.coefs_, self.intercepts_ = list(first.weights), list(first.biases)
+        estimator.n_layers_ = len(first.layer_sizes)
+        estimator.n_iter_, estimator.t_ = history.epochs, history.epochs * n_samples
         estimator.loss_curve_, estimator.loss_, estimator.best_loss_ = history.loss, history.loss[-1], None
-        estimator.validation_scores_ = next(iter(history.val_metrics.values()))
 
     def _hold_out(self, X, y, sample_weight) -> tuple:
         """Set samples aside to score: the training's X, y and sample_weight, and those of the others."""
@@ -309,7 +307,8 @@ class _Trained:
     def _forward_pass_fast(self, X, check_input: bool = True) -> np.ndarray:
         if self.preset is not None:  # type: ignore[attr-defined]
             estimator: Any = self
-            y = self._net.predict(estimator._encoder.transform(X).astype(np.float32))
+            encoded = estimator._encoder.transform(X).astype(np.float32)
+            y = np.mean([net.predict(encoded) for net in self._nets], axis=0)
             if is_classifier(self):
                 return y
             return np.clip(y * self._target_scale + self._target_mean, *self._target_range)
@@ -385,7 +384,8 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     preset : {"tabular"}, optional
         Train a table with categories and missing values, a DataFrame or an array, by the recipe of RealMLP (see
         `fastbp.tabular`), which decides all but ``hidden_layer_sizes``, ``max_iter``, ``batch_size`` and
-        ``validation_fraction``; left at their defaults, these are its own too.
+        ``validation_fraction``; left at their defaults, these are its own too. Fewer than 1000 samples make a
+        committee of five networks: ``coefs_``, ``intercepts_`` and ``loss_curve_`` are then the first one's.
 
     Notes
     -----

@@ -7,12 +7,12 @@ smoothing, standardised targets, and the best of 256 epochs. From its simpler Re
 learning rates, and that numbers are not embedded and activations have no parameters.
 
 Which epoch is best, a fifth of the samples says that is held out. Of a small table that would be a few dozen: there
-cross-validation says it, and the network is trained on all samples up to that epoch.
+the mean over five folds says it, and what predicts is the mean of five networks, each trained on four of them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,6 +20,7 @@ import numpy as np
 from sklearn.base import BaseEstimator, OneToOneFeatureMixin, TransformerMixin
 from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.impute import SimpleImputer
+from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import OneHotEncoder
 from sklearn.utils.validation import check_is_fitted, validate_data
@@ -37,7 +38,7 @@ HIDDEN = (256, 256, 256)
 EPOCHS = 256
 BATCH_SIZE = 256
 VALIDATION_FRACTION = 0.2
-#: Tables of fewer samples than these are cross-validated, in so many folds.
+#: Tables of fewer samples have so many folds.
 SMALL_TABLE, FOLDS = 1000, 5
 DROPOUT = 0.15
 WEIGHT_DECAY = 0.02
@@ -131,21 +132,26 @@ class LastBest(EarlyStopping):
 def train(
     X: np.ndarray,
     y: np.ndarray,
-    held_out: tuple | None,
     *,
+    held_out: tuple | None = None,
+    last_epoch: int | None = None,
     loss: str,
     n_out: int,
     hidden: Sequence[int],
     epochs: int,
     batch_size: int,
     seed: int,
-    stop_after: int | None = None,
     **settings: Any,
 ) -> tuple[MLP, History]:
-    """A network trained by the recipe on encoded samples.
+    """A network trained by the recipe on encoded samples, as it was when it was best on ``held_out``, or in the end.
 
-    It is left as it was when it was best on ``held_out``, or after ``stop_after`` of the ``epochs``. ``loss`` is one
-    for classes, without label smoothing, or one for numbers.
+    Parameters
+    ----------
+    held_out : (X, y, sample_weight), optional
+    last_epoch : int, optional
+        After how many of the ``epochs`` to stop.
+    loss : str
+        One for classes, without label smoothing, or one for numbers.
     """
     of_classes = loss in ("cross_entropy", "binary_cross_entropy")
     net = MLP(
@@ -162,12 +168,10 @@ def train(
     for b in net.biases[:-1]:
         b[:] = rng.normal(size=b.shape)
     net.weights[-1][:] = 0
-    callbacks: list[Any] = [Annealing(FlatCosine(), FlatCosine())]
-    metrics = []
-    if held_out is None:
-        callbacks.append(lambda history: history.epochs == stop_after)
-    else:
-        metrics = ["accuracy" if of_classes else "rmse"]
+    metrics: list[str] = []
+    callbacks: list[Any] = [Annealing(FlatCosine(), FlatCosine()), lambda history: history.epochs == last_epoch]
+    if held_out is not None:
+        metrics.append("accuracy" if of_classes else "rmse")
         callbacks.append(LastBest(monitor=f"val_{metrics[0]}", patience=epochs))
     history = net.fit(
         X,
@@ -185,19 +189,60 @@ def train(
     return net, history
 
 
-def cross_validate(
-    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, folds: Iterable[tuple], **settings: Any
-) -> tuple[list[float], int]:
-    """The mean score over ``folds``, pairs of indices, after each epoch, and after how many epochs it is best.
+def recommended_folds(
+    y: np.ndarray, of_classes: bool, fraction: float | None, random_state: np.random.RandomState
+) -> list[tuple]:
+    """Indices of samples to train on and to score, with classes in proportion where they are not too rare.
 
-    ``settings`` are those of `train`.
+    ``y`` is (n_samples, n_out), zeros and ones for classes; ``fraction`` None is the recipe's, or folds.
     """
-    curves = []
-    for chosen, rest in folds:
-        held_out = X[rest], y[rest], sample_weight[rest]
-        _, history = train(X[chosen], y[chosen], held_out, sample_weight=sample_weight[chosen], **settings)
-        [(metric, curve)] = history.val_metrics.items()
-        curves.append(curve)
-    scores = np.mean(curves, axis=0)
-    best = scores.max() if METRICS[metric].rises else scores.min()
-    return scores.tolist(), int(np.flatnonzero(scores == best)[-1]) + 1
+    labels = y.argmax(axis=1) if y.shape[1] > 1 else y.ravel()
+    rarest = np.unique(labels, return_counts=True)[1].min() if of_classes else 1
+    split: Any
+    if fraction is None and len(y) < SMALL_TABLE:
+        split = StratifiedKFold if rarest >= FOLDS else KFold
+        split = split(min(FOLDS, len(y)), shuffle=True, random_state=random_state)
+    else:
+        split = StratifiedShuffleSplit if rarest > 1 else ShuffleSplit
+        split = split(1, test_size=fraction or VALIDATION_FRACTION, random_state=random_state)
+    return list(split.split(y, labels))
+
+
+def train_committee(
+    X: np.ndarray, y: np.ndarray, sample_weight: np.ndarray, folds: Sequence[tuple], *, seed: int, **settings: Any
+) -> tuple[list[MLP], History, list[float]]:
+    """A network for each of the folds, trained on the others up to the epoch at which their mean score is best.
+
+    A single network is trained once and goes back to its best epoch; several are trained again up to theirs.
+
+    Parameters
+    ----------
+    folds : sequence of (indices, indices)
+        Samples to train on, and samples to score.
+    settings
+        Of `train`.
+
+    Returns
+    -------
+    list of MLP, History, list of float
+        The networks, what the first one's training reports, and the mean score after each epoch.
+    """
+
+    def members(last_epoch: int | None = None) -> list[tuple[MLP, History]]:
+        trained = []
+        for k, (chosen, rest) in enumerate(folds):
+            ending: dict[str, Any] = {"held_out": (X[rest], y[rest], sample_weight[rest])}
+            if last_epoch is not None:
+                ending = {"last_epoch": last_epoch}
+            weight = sample_weight[chosen]
+            trained.append(train(X[chosen], y[chosen], sample_weight=weight, seed=seed + k, **ending, **settings))
+        return trained
+
+    trained = members()
+    [metric] = trained[0][1].val_metrics
+    scores = np.mean([history.val_metrics[metric] for _, history in trained], axis=0)
+    if len(folds) > 1:
+        best = scores.max() if METRICS[metric].rises else scores.min()
+        trained = members(int(np.flatnonzero(scores == best)[-1]) + 1)
+    nets, histories = zip(*trained, strict=True)
+    return list(nets), histories[0], scores.tolist()

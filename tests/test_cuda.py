@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import signal
 import sys
 import warnings
 from functools import partial
@@ -248,6 +249,27 @@ def test_hooks_between_updates(make):
     for one, other in zip(seen, same, strict=True):
         assert other[1] == pytest.approx(one[1], rel=1e-5)
         assert relative_error(other[2], one[2]) < 1e-5
+
+
+@simulated
+def test_an_interruption_keeps_whole_turns(monkeypatch, make):
+    """The optimizer has made as many updates as are in the parameters."""
+    plain, calls = session.Session._run_updates, []
+
+    def run_updates(self, *args):
+        plain(self, *args)
+        calls.append(args)
+        if len(calls) == 3:
+            signal.raise_signal(signal.SIGINT)
+
+    monkeypatch.setattr(training, "TURN_SECONDS", 1e-9)
+    interrupted, optimizer = make((5, 9, 3)), fastbp.Adam()
+    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
+        context.setattr(session.Session, "_run_updates", run_updates)
+        fit(interrupted, optimizer=optimizer, epochs=50)
+    assert 0 < optimizer._step < 50 * 4
+    expected, _ = fit(make((5, 9, 3)), steps=optimizer._step)
+    assert np.array_equal(interrupted.net.theta, expected)
 
 
 @simulated

@@ -6,7 +6,8 @@ import sys
 import threading
 import weakref
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from importlib import metadata
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,8 @@ from ..problem import DeviceError
 _lock = threading.Lock()
 #: Kernels run as Python threads, for tests without a GPU.
 SIMULATED = bool(config.ENABLE_CUDASIM)
+#: What was compiled by another is not read.
+VERSION = metadata.version("numba-cuda")
 #: The oldest GPUs that CUDA 12 and 13 compile for and that have what the kernels use.
 OLDEST = (7, 5)
 
@@ -74,7 +77,7 @@ def kernel(threads: int, name: str | None) -> Callable:
         # A closure over compiled functions has no stable key of its own; the name and the digest stand for it.
         cache = dispatcher._cache
         cache._cache_file._source_stamp = DIGEST
-        cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), name)
+        cache._index_key = lambda signature, codegen: (signature, codegen.magic_tuple(), VERSION, name)
         return dispatcher
 
     return decorate
@@ -211,9 +214,16 @@ def device_errors():
         yield
         return
     from cuda.core._utils.cuda_utils import CUDAError
+    from cuda.pathfinder import DynamicLibNotFoundError
 
     try:
         yield
+    except (ImportError, DynamicLibNotFoundError) as error:
+        cause = " ".join(str(error).split())
+        raise DeviceError(
+            f'device \'cuda\' needs the CUDA compiler ({cause}): pip install "fastbp[cuda12]" or "fastbp[cuda13]", by '
+            f"the CUDA that the driver is for, or take device 'cpu'"
+        ) from error
     except (_cuda.cudadrv.driver.CudaAPIError, CUDAError, MemoryError) as error:
         if isinstance(error, MemoryError) or "OUT_OF_MEMORY" in str(error):
             raise DeviceError(
@@ -249,11 +259,12 @@ def to_device(array: np.ndarray, stream: Any) -> Any:
 def as_device_array(values: Any) -> Any:
     """A view of what others hold in the GPU's memory; there is no copy, and what holds it is kept alive.
 
-    Of objects with both, the CUDA array interface is taken before DLPack.
+    Of objects with both, DLPack is taken before the CUDA array interface, whose older versions name no stream to wait
+    for.
     """
     if hasattr(values, "__cuda_ndarray__"):
         return values
-    if hasattr(values, "__cuda_array_interface__"):
+    if not hasattr(values, "__dlpack__"):
         return _cuda.as_cuda_array(values)
     from cuda.core.utils import StridedMemoryView
 
@@ -277,13 +288,14 @@ def address(array: Any) -> int:
 
 
 def empty(size: int, dtype: Any) -> Any:
-    return _cuda.device_array(size, dtype)
+    return _cuda.device_array(int(size), dtype)  # numba-cuda knows a size by its type
 
 
 def zeros(shape: int | tuple[int, ...], dtype: Any, stream: Any) -> Any:
     """An array of zeros, never empty: a kernel's argument needs an address."""
-    if math.prod(np.atleast_1d(shape)) == 0:
-        shape = 1
+    shape = tuple(map(int, np.atleast_1d(shape)))
+    if math.prod(shape) == 0:
+        shape = (1,)
     if SIMULATED:
         return _cuda.to_device(np.zeros(shape, dtype))
     from numba.cuda.cudadrv.driver import device_memset
@@ -314,8 +326,11 @@ class Graph:
         driver.cuStreamBeginCapture(stream.handle, binding.CUstreamCaptureMode.CU_STREAM_CAPTURE_MODE_RELAXED)
         try:
             launch()
-        finally:
-            graph = driver.cuStreamEndCapture(stream.handle)
+        except BaseException:
+            with suppress(Exception):  # what has failed is the launch
+                driver.cuGraphDestroy(driver.cuStreamEndCapture(stream.handle))
+            raise
+        graph = driver.cuStreamEndCapture(stream.handle)
         self._executable = driver.cuGraphInstantiate(graph, 0)
         driver.cuGraphDestroy(graph)
         weakref.finalize(self, driver.cuGraphExecDestroy, self._executable).atexit = False

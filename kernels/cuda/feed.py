@@ -77,14 +77,15 @@ class Feed:
             rows[:, : array.shape[1]] = array
         return compat.to_device(rows.ravel() if rows.size else np.zeros(1, rows.dtype), self._stream)
 
-    def new_order(self) -> np.ndarray:
+    def next_order(self) -> np.ndarray:
         """Where the order of the next epoch is to be written, before `shuffled`."""
-        self._epoch += 1
-        self._sent[self._epoch % 2].synchronize()
-        return self._orders[self._epoch % 2]
+        number = (self._epoch + 1) % 2
+        self._sent[number].synchronize()
+        return self._orders[number]
 
     def shuffled(self) -> None:
         """Take over the order that has been written."""
+        self._epoch += 1
         if not self._piece_updates:
             self.samples.order.copy_to_device(self._orders[self._epoch % 2], stream=self._stream)
             self._sent[self._epoch % 2].record(self._stream)

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -32,19 +36,38 @@ GRAPH_STEPS = 16
 #: The compute capability that brought tf32 and bf16.
 OLDEST_WITH_TENSOR_CORES = (8, 0)
 
-_permute = njit(random.permute)
+
+def _compiled(function: Callable) -> Any:
+    dispatcher: Any = njit(cache=True, nogil=True)(function)
+    dispatcher._cache._cache_file._source_stamp = DIGEST
+    return dispatcher
 
 
-def begin_epoch(order, seed, number):
-    """The key of an epoch, and its permutation in ``order``, unless that is empty."""
-    key = random.fold(random.mix(seed), number)
-    if order.size:
-        _permute(order, key)
-    return key
+def epoch_key(seed, number):
+    """The key of an epoch."""
+    return random.fold(random.mix(seed), number)
 
 
-_begin_epoch: Any = njit(cache=True)(begin_epoch)
-_begin_epoch._cache._cache_file._source_stamp = DIGEST
+_epoch_key, _permute = _compiled(epoch_key), _compiled(random.permute)
+#: Draws the next permutation while the launches of this one's epoch go on.
+_drawer = ThreadPoolExecutor(1)
+
+
+@contextmanager
+def _uninterrupted() -> Iterator[None]:
+    """Hold Ctrl-C back to the end: between launches, the host's counts are not those of the GPU."""
+    of_python = signal.getsignal(signal.SIGINT) is not None
+    if not of_python or threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    held_back = []
+    handler = signal.signal(signal.SIGINT, lambda *args: held_back.append(args))
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, handler)
+    if held_back:
+        signal.raise_signal(signal.SIGINT)
 
 
 class Session:
@@ -96,6 +119,8 @@ class Session:
         self._graph_steps = graph_steps
         self._feeds: list[Feed] = []
         self._graphs: dict[tuple[int, int, int], compat.Graph] = {}
+        self._drawn: Future = Future()
+        self._drawn.set_result(None)
         self._stream = compat.new_stream()
         with compat.device_errors():
             self._network = Network(
@@ -115,6 +140,7 @@ class Session:
         return self
 
     def __exit__(self, *exception) -> None:
+        self._drawn.result()
         self._feeds, self._graphs = [], {}
 
     def _pack(self, theta: np.ndarray) -> np.ndarray:
@@ -177,7 +203,7 @@ class Session:
         self._first_epoch, self._apply = first_epoch, apply
         self._epoch = self._position = 0
         self._step = self.published_step = step
-        self._is_collected = True
+        self._is_collected, self._drawn_epoch = True, -1
         self.losses = np.zeros(len(learning_rate))
         self._sums = np.zeros(2)
         self._code, self._prepare_of, self._update_of = rule_of(update.rule)
@@ -231,7 +257,7 @@ class Session:
 
     def train(self, max_updates: int, max_epochs: int) -> Progress:
         """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
-        with compat.device_errors():
+        with compat.device_errors(), _uninterrupted():
             return self._train(min(max_updates, TURN), max_epochs)
 
     def _train(self, max_updates: int, max_epochs: int) -> Progress:
@@ -304,12 +330,13 @@ class Session:
     def _run_epoch(self, number: int, position: int, n: int, done: int) -> None:
         """Launch ``n`` updates from a position of an epoch on, ``done`` of this turn being launched."""
         feed, n_samples = self._training, self._n_samples
-        is_new = feed.shuffle and position == 0
-        order = feed.new_order() if is_new else np.zeros(0, np.int32)
-        key = _begin_epoch(order, np.uint64(self.topology.seed), self._first_epoch + number)
-        if is_new:
+        if feed.shuffle and position == 0:
+            if self._drawn_epoch != number:
+                self._draw(number)
+            self._drawn.result()
             feed.shuffled()
-        key = np.array(key).view(np.int64)[()]
+            self._draw(number + 1)
+        key = int(self._key(number).astype(np.int64))
         first, end = done, min(position + n * self.update_rows, n_samples)
         for piece in feed.pieces(position, n):
             self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, key, done, threads=1)
@@ -328,6 +355,15 @@ class Session:
             self._launch(epoch.make_check, (), self._grid(theta.size), theta, number, self._report)
             args = state, self._published, number + 1, self._step + done, self._report
             self._launch(epoch.make_publish, (), self._grid(state.size), *args)
+
+    def _key(self, number: int) -> np.uint64:
+        return np.uint64(_epoch_key(np.uint64(self.topology.seed), self._first_epoch + number))
+
+    def _draw(self, number: int) -> None:
+        """Have the permutation of an epoch drawn."""
+        self._drawn.result()
+        self._drawn = _drawer.submit(_permute, self._training.next_order(), self._key(number))
+        self._drawn_epoch = number
 
     def _grid(self, size: int) -> int:
         return min(n_blocks(size, THREADS), MOST_BLOCKS)
@@ -570,7 +606,7 @@ class Session:
         n_samples = len(data.X)
         feed = self._feed(data, shuffle=False)
         for piece in feed.pieces(0, -(-n_samples // self.update_rows)):
-            self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, np.int64(0), 0, threads=1)
+            self._launch(epoch.make_begin, (), 1, self._cursor, piece.position, piece.base, 0, 0, threads=1)
             end = min(piece.position + piece.n_updates * self.update_rows, n_samples)
             for first in range(piece.position, end, self._rows):
                 rows = min(self._rows, end - first)
