@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 import os
-from collections.abc import Callable, Collection
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from .history import History
 from .metrics import METRICS
-from .schedules import ReduceOnPlateau, Schedule
+from .schedules import ByEpoch, ReduceOnPlateau, as_schedule
 from .validation import choice, count, number_in
 
 if TYPE_CHECKING:
@@ -26,11 +28,14 @@ class Controls(NamedTuple):
     ----------
     rates : (epochs, 1) or (epochs, updates) array
         Learning rates; every update has its own if the schedule is by step, or a callback has ``every``. Only those
-        to come matter.
+        to come matter. What is written is not checked: it must be finite and at least 0.
     dropout : array
-        Probabilities of dropping a unit.
+        Probabilities of dropping a unit, at least 0 and below 1, one for each layer inside: the inputs' gains where
+        there are any; of each hidden layer the weights, and its normalization and its residual sum where it has them;
+        the weights of the last. That of a hidden layer stands at its normalization, or at its weights if it has none;
+        all others are 0, and must stay so.
     weight_decay : array
-        The optimizer's; empty if it has none.
+        The optimizer's, for each of its groups of parameters; empty if it has none.
     """
 
     rates: np.ndarray
@@ -41,23 +46,26 @@ class Controls(NamedTuple):
 class Callback:
     """Base of callbacks that need the network; a plain callable of the History will do where they do not.
 
+    Until `end` the network holds copies: what a callback writes into its parameters does not reach the training, and
+    is lost. `Controls` are what may be changed.
+
     Attributes
     ----------
     every : int or None
-        After how many updates `after_updates` is called; None for never.
+        After how many updates `after_updates` is called; None or 0 for never.
     """
 
     every: int | None = None
 
-    def check(self, curves: Collection[str]) -> None:
-        """Raise ValueError if curves of these names are not enough; called before anything changes."""
+    def check(self, net: MLP, curves: Collection[str]) -> None:
+        """Raise ValueError if the network, or curves of these names, will not do; called before anything changes."""
 
     def begin(self, net: MLP, controls: Controls) -> None:
         """Called before the first epoch."""
 
     def after_updates(self, net: MLP, updates: int, loss: float) -> bool | None:
         """Called after every ``every`` updates, with their number in this call and the mean loss of the epoch so far;
-        True ends the training. The network holds the parameters as they stand; changing them has no effect.
+        True ends the training. The network holds the parameters as they stand.
         """
 
     def after_epoch(self, net: MLP, history: History) -> bool | None:
@@ -67,6 +75,48 @@ class Callback:
         """Called after the last epoch, however the training ended."""
 
 
+def wants_to_stop(answer: Any) -> bool:
+    """Whether what a callback returned is True, Python's or NumPy's."""
+    return isinstance(answer, (bool, np.bool_)) and bool(answer)
+
+
+def check_all(net: MLP, callbacks: Sequence[Callback], curves: Collection[str]) -> None:
+    """Refuse callbacks that cannot work, or not together.
+
+    Raises
+    ------
+    ValueError, TypeError
+    """
+    for callback in callbacks:
+        if callback.every:
+            count(f"{type(callback).__name__}'s every", callback.every)
+        callback.check(net, curves)
+    final = [
+        type(callback).__name__
+        for callback in callbacks
+        if isinstance(callback, WeightAveraging) or (isinstance(callback, EarlyStopping) and callback.restore_best)
+    ]
+    if len(final) > 1:
+        raise ValueError(
+            f"callbacks must hold at most one that sets the parameters in the end, a WeightAveraging or an "
+            f"EarlyStopping with restore_best, they hold {' and '.join(final)}"
+        )
+
+
+@contextmanager
+def begun(net: MLP, callbacks: Sequence[Callback], controls: Controls, history: History) -> Iterator[None]:
+    """Callbacks at work: in the end, `Callback.end` is called of all that have begun."""
+    started: list[Callback] = []
+    try:
+        for callback in callbacks:
+            callback.begin(net, controls)
+            started.append(callback)
+        yield
+    finally:
+        for callback in started:
+            callback.end(net, history)
+
+
 @dataclass
 class PlainCallback(Callback):
     """A callable of the History."""
@@ -74,7 +124,7 @@ class PlainCallback(Callback):
     function: Callable[[History], Any]
 
     def after_epoch(self, net: MLP, history: History) -> bool:
-        return self.function(history) is True
+        return wants_to_stop(self.function(history))
 
 
 @dataclass
@@ -84,7 +134,7 @@ class Reduction(Callback):
     schedule: ReduceOnPlateau
 
     def begin(self, net: MLP, controls: Controls) -> None:
-        self._rates, self._best, self._waited, self._fallen = controls.rates, math.inf, 0, 0
+        self._rates, self._best, self._waited = controls.rates, math.inf, 0
 
     def after_epoch(self, net: MLP, history: History) -> None:
         loss = (history.val_loss or history.loss)[-1]
@@ -93,8 +143,8 @@ class Reduction(Callback):
         else:
             self._waited += 1
         if self._waited > self.schedule.patience:
-            self._fallen, self._waited = self._fallen + 1, 0
-        self._rates[history.epochs :] = self._rates[0, 0] * self.schedule.reduction**self._fallen
+            self._rates[history.epochs :] *= self.schedule.reduction
+            self._waited = 0
 
 
 @dataclass
@@ -103,12 +153,20 @@ class Annealing(Callback):
 
     Parameters
     ----------
-    dropout, weight_decay : Schedule
-        Of `fastbp.schedules`; the default keeps them as they are.
+    dropout, weight_decay : str or Schedule, optional
+        Of `fastbp.schedules`, but for those that give the learning rate itself or look at the loss; None keeps them as
+        they are.
     """
 
-    dropout: Schedule = field(default_factory=Schedule)
-    weight_decay: Schedule = field(default_factory=Schedule)
+    dropout: Any = None
+    weight_decay: Any = None
+
+    def __post_init__(self) -> None:
+        for name, given in (("dropout", self.dropout), ("weight_decay", self.weight_decay)):
+            schedule = as_schedule(given, name)
+            if isinstance(schedule.last, (ByEpoch, ReduceOnPlateau)):
+                raise TypeError(f"{name} must be a schedule that gives a factor of it, it is {given!r}")
+            setattr(self, name, schedule)
 
     def begin(self, net: MLP, controls: Controls) -> None:
         self._epochs = len(controls.rates)
@@ -155,9 +213,10 @@ class EarlyStopping(Callback):
     def __post_init__(self) -> None:
         count("patience", self.patience)
         number_in("min_delta", self.min_delta, at_least=0)
-        choice("monitor", self.monitor.partition("(")[0], ("val_loss", "loss", *(f"val_{name}" for name in METRICS)))
+        curve = self.monitor.partition("(")[0] if isinstance(self.monitor, str) else self.monitor
+        choice("monitor", curve, ("val_loss", "loss", *(f"val_{name}" for name in METRICS)))
 
-    def check(self, curves: Collection[str]) -> None:
+    def check(self, net: MLP, curves: Collection[str]) -> None:
         if self.monitor not in curves:
             raise ValueError(
                 f"EarlyStopping's monitor is {self.monitor!r}, but this training has {', '.join(curves)} alone: give "
@@ -255,6 +314,12 @@ class Checkpoint(Callback):
     def _name(self, epochs: int, updates: int) -> str:
         numbers = {"epochs": epochs} if self.every is None else {"epochs": epochs, "updates": updates}
         return os.fspath(self.path).format(**numbers)
+
+    def check(self, net: MLP, curves: Collection[str]) -> None:
+        net._description()
+        folder = Path(self._name(net.epochs + (self.every is None), self.every or 0)).parent
+        if not folder.is_dir():
+            raise ValueError(f"Checkpoint's path must lie in a folder that exists, {str(folder)!r} does not")
 
     def after_epoch(self, net: MLP, history: History) -> None:
         if self.every is None:

@@ -125,6 +125,9 @@ def _train(args: argparse.Namespace) -> None:
     y: NDArray[Any]
     if is_class:
         classes, y = np.unique(table.labels(target), return_inverse=True)
+        if args.task is None and classes.dtype.kind in "iu" and len(classes) > math.sqrt(len(y)):
+            note = f"the {len(classes)} integers of {target!r} are classes unless --task regression is given"
+            print("fastbp: note:", note, file=sys.stderr)
     else:
         y = table.numbers([target])[:, 0]
     if (y == y[0]).all():

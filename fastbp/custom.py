@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import FunctionType
 from typing import Any
 
 import numpy as np
@@ -25,10 +26,21 @@ class DerivativeError(ValueError):
     """A derivative that the user gave is not that of the function."""
 
 
-def _compile(name: str, function: Any) -> Callable:
-    if not callable(function):
-        raise TypeError(f"{name} must be a function of numbers, plain or compiled by numba.njit, it is {function!r}")
+def compiled(name: str, function: Any) -> Callable:
+    """A function of the user's as Numba compiles it on first use.
+
+    Raises
+    ------
+    TypeError
+    """
+    if not isinstance(function, (FunctionType, Dispatcher)):
+        raise TypeError(f"{name} must be a Python function, plain or compiled by numba.njit, it is {function!r}")
     return function if isinstance(function, Dispatcher) else njit(error_model="numpy")(function)
+
+
+def reason(problem: Exception) -> str:
+    """The one of a compiler's many lines that says what is wrong: its second, or the only one."""
+    return str(problem).splitlines()[:2][-1]
 
 
 def _check(name: str, value: Callable, derivative: Callable, *others: float) -> None:
@@ -40,7 +52,7 @@ def _check(name: str, value: Callable, derivative: Callable, *others: float) -> 
             error = abs(derivative(z, *others) - slope) / max(1.0, abs(slope))
         except (NumbaError, TypeError) as problem:
             raise TypeError(
-                f"{name} does not compile as a function of {1 + len(others)} numbers: {problem}"
+                f"{name} does not compile as a function of {1 + len(others)} numbers: {reason(problem)}"
             ) from problem
         if not error <= worst:  # NaN included
             worst, place = error, z
@@ -68,7 +80,7 @@ class Activation:
     """
 
     def __init__(self, value: Callable, derivative: Callable):
-        self._row = Custom(_compile("value", value), _compile("derivative", derivative))
+        self._row = Custom(compiled("value", value), compiled("derivative", derivative))
         _check("activation", *self._row)
 
 
@@ -88,13 +100,15 @@ class Loss:
     Raises
     ------
     TypeError
-        If they cannot be compiled.
+        If they cannot be compiled, or ``link`` cannot be called.
     DerivativeError
         If ``derivative`` is not that of ``value``, by finite differences.
     """
 
     def __init__(self, value: Callable, derivative: Callable, link: Callable | None = None):
-        self._row = Custom(_compile("value", value), _compile("derivative", derivative))
+        if link is not None and not callable(link):
+            raise TypeError(f"link must be a function of an array, or None, it is {link!r}")
+        self._row = Custom(compiled("value", value), compiled("derivative", derivative))
         for t in (0.3, 1.7):
             _check("loss", *self._row, t)
         self._table_row = Row(0, *self._row, identity_link if link is None else link)

@@ -66,7 +66,7 @@ class History:
         return require("pandas", "cli").DataFrame(self.curves)
 
     def plot(self, path: str | os.PathLike | None = None) -> Any:
-        """Draw the loss curves on a logarithmic scale.
+        """Draw the loss curves, on a logarithmic scale if all of them is above 0.
 
         Parameters
         ----------
@@ -88,7 +88,8 @@ class History:
 
         figure = Figure(figsize=(6.4, 4.0), layout="constrained")
         FigureCanvasAgg(figure)
-        axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale="log")
+        scale = "log" if all(loss > 0 for loss in self.loss + self.val_loss) else "linear"
+        axes = figure.add_subplot(xlabel="epoch", ylabel="loss", yscale=scale)
         epochs = range(1, self.epochs + 1)
         axes.plot(epochs, self.loss, label="training")
         if self.val_loss:

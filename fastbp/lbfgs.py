@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .callbacks import Callback
+from .callbacks import Callback, wants_to_stop
 from .history import History
 from .validation import DivergedError, count, number_in, require
 
@@ -68,6 +69,8 @@ class LBFGS:
     ) -> None:
         """Train for up to ``epochs`` iterations, and write down the curves; the loss is that after each.
 
+        There is at least one, even if it finds no lower loss.
+
         Raises
         ------
         DivergedError
@@ -87,11 +90,11 @@ class LBFGS:
             history.learning_rate.append(math.nan)
             if score is not None:
                 history.add_scores(score())
-            if any([callback.after_epoch(net, history) is True for callback in callbacks]):
+            if any([wants_to_stop(callback.after_epoch(net, history)) for callback in callbacks]):
                 raise StopIteration
             started = time.perf_counter()
 
-        require("scipy.optimize", "sklearn").minimize(
+        result = require("scipy.optimize", "sklearn").minimize(
             loss_and_gradients,
             net.theta.astype(np.float64),
             method="L-BFGS-B",
@@ -105,3 +108,6 @@ class LBFGS:
                 "ftol": 64 * np.finfo(net.dtype).eps,
             },
         )
+        if not history.loss:
+            with suppress(StopIteration):
+                after_iteration(result)

@@ -57,9 +57,9 @@ def rmse(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None,
 def r2(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
     """Explained share of the variance, the mean over outputs; NaN where targets do not vary."""
     mean = np.average(t, axis=0, weights=weight)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        rest = np.average((p - t) ** 2, axis=0, weights=weight) / np.average((t - mean) ** 2, axis=0, weights=weight)
-    return float(np.mean(1 - rest))
+    variance = np.average((t - mean) ** 2, axis=0, weights=weight)
+    variance[np.ptp(t if weight is None else t[weight > 0], axis=0) == 0] = np.nan  # rounding may have left something
+    return float(np.mean(1 - np.average((p - t) ** 2, axis=0, weights=weight) / variance))
 
 
 def auc(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
@@ -96,6 +96,24 @@ def choose(names: Sequence[str], targets: str) -> dict[str, Choice]:
             fitting = ", ".join(name for name, metric in METRICS.items() if targets in metric.targets)
             raise ValueError(f"metrics {choice.name!r} is not for this network's loss; {fitting} are")
     return {spec(choice, METRICS): choice for choice in chosen}
+
+
+def check_targets(chosen: dict[str, Choice], name: str, t: np.ndarray, n_out: int) -> None:
+    """Refuse targets ``t``, which the user knows by a name, from which a chosen metric cannot be had.
+
+    Raises
+    ------
+    ValueError
+    MissingExtraError
+    """
+    if "auc" not in chosen:
+        return
+    require("sklearn.metrics", "sklearn")
+    classes = [np.unique(column).tolist() for column in t.reshape(len(t), -1).T]
+    if classes != ([list(range(n_out))] if t.ndim == 1 else [[0, 1]] * n_out):
+        raise ValueError(
+            f"metrics 'auc' needs {name} to hold samples of every class, and of each of several outputs 0 and 1 alone"
+        )
 
 
 def scores(

@@ -15,14 +15,14 @@ import numpy as np
 
 from . import custom, io, parameters, validation
 from .backend import DEVICES, PRECISIONS, Data, Session, Topology, Update, borrow, on_gpu, open_session
-from .callbacks import Callback, Controls, PlainCallback, Reduction, WeightAveraging
+from .callbacks import Callback, Controls, PlainCallback, Reduction, WeightAveraging, begun, check_all
 from .custom import Activation
 from .history import History
 from .kernels.activations import ACTIVATIONS
 from .kernels.losses import LOSSES
 from .kernels.problem import NORMALIZATIONS, Choice, Custom
 from .lbfgs import LBFGS
-from .metrics import CLASSES, choose, scores
+from .metrics import CLASSES, check_targets, choose, scores
 from .optimizers import Adam, Optimizer, as_optimizer
 from .parameters import Views
 from .schedules import ReduceOnPlateau, Schedule, as_schedule, learning_rates
@@ -228,7 +228,7 @@ class MLP:
 
     @theta.setter
     def theta(self, values: Any) -> None:
-        values = validation.finite("theta", validation.numeric("theta", values))
+        values = validation.finite("theta", validation.canonical(validation.numeric("theta", values), self.dtype))
         if values.shape != self._theta.shape:
             raise ValueError(f"theta must have shape {self._theta.shape}, it has shape {values.shape}")
         self._theta[:] = values
@@ -269,6 +269,7 @@ class MLP:
         with np.errstate(over="ignore", invalid="ignore"):
             mean, scale = X.mean(axis=0), X.std(axis=0)
         validation.finite("X's standard deviation by feature", scale)
+        scale[X.min(axis=0) == X.max(axis=0)] = 0  # what rounding may have left of it
         self.feature_mean, self.feature_scale = mean, np.where(scale > 0, scale, 1.0)
         return self
 
@@ -374,10 +375,7 @@ class MLP:
             threads = validation.count("threads", threads)
         norm = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
         value = math.inf if clip_value is None else validation.number_in("clip_value", clip_value, above=0)
-        if optimizer == "lbfgs":
-            optimizer = LBFGS()
-        if not isinstance(optimizer, LBFGS):
-            optimizer = as_optimizer(optimizer)
+        optimizer = as_optimizer(optimizer)
         if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
             raise TypeError(f"callbacks must be a sequence of Callbacks or callables, it is {callbacks!r}")
         watchers = [c if isinstance(c, Callback) else PlainCallback(c) for c in callbacks]
@@ -414,11 +412,12 @@ class MLP:
         if on_a_gpu:
             device = "cuda"
         chosen = choose(metrics, self._loss.targets)
-        if chosen and held_out is None:
-            raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
+        if chosen:
+            if held_out is None:
+                raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
+            check_targets(chosen, "validation_data's y", self._scored(held_out), self.layer_sizes[-1])
         curves = ["loss"] if held_out is None else ["loss", "val_loss", *(f"val_{name}" for name in chosen)]
-        for callback in watchers:
-            callback.check(curves)
+        check_all(self, watchers, curves)
         averaging = next((c for c in watchers if isinstance(c, WeightAveraging) and c.by == "step"), None)
         history = History(val_metrics={name: [] for name in chosen})
         if isinstance(optimizer, LBFGS):
@@ -438,8 +437,8 @@ class MLP:
         groups = optimizer.groups(self._topology)
         batch_rows, update_rows = (min(rows, len(data.X)) for rows in (batch_size, batch_size * accumulate))
         epoch_updates = -(-len(data.X) // update_rows)
-        epochs = epochs if steps is None else -(-steps // epoch_updates)
-        rates = learning_rates(schedule, optimizer.learning_rate, epochs, epoch_updates)
+        n_updates = epochs * epoch_updates if steps is None else steps
+        rates = learning_rates(schedule, optimizer.learning_rate, n_updates, epoch_updates)
         if any(callback.every for callback in watchers):
             rates = np.repeat(rates, epoch_updates // rates.shape[1], axis=1)
         update = Update(optimizer.rule, *groups, norm, value)
@@ -458,24 +457,18 @@ class MLP:
                 theta=self._theta,
                 moving=self._moving,
             )
-            if isinstance(schedule, ReduceOnPlateau):
-                watchers.append(Reduction(schedule))
+            if isinstance(schedule.last, ReduceOnPlateau):
+                watchers.append(Reduction(schedule.last))
             decays = [update.hyper[:, k] for k, name in enumerate(optimizer.hyper_names) if name == "weight_decay"]
             controls = Controls(rates, session.dropout, decays[0] if decays else np.zeros(0))
-            for callback in watchers:
-                callback.begin(self, controls)
             score = None if held_out is None else partial(self._scores, session, held_out, chosen)
-            n_updates = steps or epochs * epoch_updates
-            try:
+            with begun(self, watchers, controls, history):
                 Training(self, session, optimizer, slots, rates, len(data.X), n_updates, score, watchers, progress).run(
                     history
                 )
                 if session.published_step > update.average_from and averaging is not None:
                     self.theta = session.average()
-            finally:
-                for callback in watchers:
-                    callback.end(self, history)
-            return history
+        return history
 
     def _minimize(
         self,
@@ -497,19 +490,14 @@ class MLP:
                 loss, grad = session.gradients(data)
                 return loss, grad.astype(np.float64)
 
-            for callback in callbacks:
-                callback.begin(self, Controls(np.full((epochs, 1), math.nan), np.zeros(0), np.zeros(0)))
-
             def score(held_out: Data) -> dict[str, float]:
                 session.load(self._theta)
                 return self._scores(session, held_out, metrics)
 
             scorer = None if held_out is None else partial(score, held_out)
-            try:
+            controls = Controls(np.full((epochs, 1), math.nan), np.zeros(0), np.zeros(0))
+            with begun(self, callbacks, controls, history):
                 optimizer.minimize(self, loss_and_gradients, epochs, n_samples, scorer, callbacks, history)
-            finally:
-                for callback in callbacks:
-                    callback.end(self, history)
         return history
 
     def partial_fit(
@@ -628,7 +616,7 @@ class MLP:
         ------
         ValueError, TypeError
         """
-        return self._loss.link(self.forward(X))
+        return self._predictions(self.forward(X))
 
     def evaluate(
         self, X: Any, y: Any, sample_weight: Any = None, *, metrics: Sequence[str] | None = None
@@ -653,6 +641,7 @@ class MLP:
             metrics = ["accuracy"] if self._loss.targets in CLASSES else []
         chosen = choose(metrics, self._loss.targets)
         data = self._data(X, y, sample_weight)
+        check_targets(chosen, "y", self._scored(data), self.layer_sizes[-1])
         with self._session_for(data.X, min(EVALUATION_ROWS, len(data.X))) as session:
             return self._scores(session, data, chosen)
 
@@ -661,15 +650,24 @@ class MLP:
         result = {"loss": session.loss(data)}
         if chosen:
             z = session.forward(data.X)
-            predictions = self._loss.link(z)
-            targets = np.asarray(data.labels if data.labels.size else data.targets)
+            predictions = self._predictions(z)
             if self._loss.pairs:
-                z, predictions, targets = z[:, ::2], predictions[:, ::2], targets[:, ::2]
-            if self._loss.targets == "labels" and targets.ndim == 2:
-                targets = targets.argmax(axis=1)
+                z, predictions = z[:, ::2], predictions[:, ::2]
             weight = np.asarray(data.weight) if data.weight.size else None
-            result |= scores(chosen, targets, z, predictions, weight)
+            result |= scores(chosen, self._scored(data), z, predictions, weight)
         return result
+
+    def _predictions(self, z: np.ndarray) -> np.ndarray:
+        """Outputs after the link, where an exponential may be infinite."""
+        with np.errstate(over="ignore"):
+            return self._loss.link(z)
+
+    def _scored(self, data: Data) -> np.ndarray:
+        """Targets as metrics want them."""
+        targets = np.asarray(data.labels if data.labels.size else data.targets)
+        if self._loss.targets == "labels" and targets.ndim == 2:
+            return targets.argmax(axis=1)
+        return targets[:, ::2] if self._loss.pairs else targets
 
     def snapshot(self) -> tuple[np.ndarray, np.ndarray]:
         """A copy of all that training changes, for `restore`."""
@@ -693,10 +691,18 @@ class MLP:
         ValueError
             If the network has an activation or a loss of the user's own.
         """
+        description = self._description()
+        scaler = {}
+        if self.feature_mean is not None and self.feature_scale is not None:
+            scaler = {"feature_mean": self.feature_mean, "feature_scale": self.feature_scale}
+        io.write(path, description, self._tensors() | scaler)
+
+    def _description(self) -> dict[str, Any]:
+        """What a file says of the network besides its tensors; raises as `save`."""
         if "custom" in (self.loss, *self.activations):
             raise ValueError("a network with an Activation or a Loss of your own cannot be saved: a file holds no code")
         validation.words("metadata", self.metadata)
-        description = {
+        return {
             "layer_sizes": self.layer_sizes,
             "activation": self.activations,
             "loss": self.loss,
@@ -715,10 +721,6 @@ class MLP:
             "epochs": self.epochs,
             "metadata": self.metadata,
         }
-        scaler = {}
-        if self.feature_mean is not None and self.feature_scale is not None:
-            scaler = {"feature_mean": self.feature_mean, "feature_scale": self.feature_scale}
-        io.write(path, description, self._tensors() | scaler)
 
     def _tensors(self) -> dict[str, np.ndarray]:
         """Views on the parameters by their names in a file."""

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, fields
+from typing import Any
 
 import numpy as np
-from numba import njit
-from numba.core.dispatcher import Dispatcher
+from numba.core.errors import NumbaError
 
+from .custom import compiled, reason
 from .kernels.optimizers import OPTIMIZERS
 from .kernels.problem import DENSE, CustomRule, Topology
+from .lbfgs import LBFGS
 from .validation import choice, count, number_in, settings_in
 
 #: What settings may be, by their names.
@@ -29,6 +31,14 @@ BOUNDS: dict[str, dict[str, float]] = {
 N_HYPER = 4
 
 
+def _numbers(name: str, values: Any, **bounds: float) -> None:
+    """Raise TypeError or ValueError unless ``values`` is a sequence of numbers in the range."""
+    if isinstance(values, str) or not isinstance(values, (Sequence, np.ndarray)):
+        raise TypeError(f"{name} must be a sequence of numbers, it is {values!r}")
+    for value in values:
+        number_in(name, value, **bounds)
+
+
 @dataclass(eq=False)
 class Optimizer:
     """Settings and state of an update rule; use one of the subclasses.
@@ -41,7 +51,7 @@ class Optimizer:
     learning_rate : float
     layer_rates : sequence of float, optional
         What multiplies the learning rate of each dense layer, with its bias and its normalization, at least 0; the
-        gains of inputs belong to the first. A layer of rate 0 stays as it is.
+        gains of inputs belong to the first. A layer of rate 0 stays as it is, but for ``max_norm``.
     """
 
     learning_rate: float
@@ -55,10 +65,7 @@ class Optimizer:
         """Raise ValueError or TypeError if a setting is out of its range."""
         settings_in(self, BOUNDS)
         if self.layer_rates is not None:
-            if isinstance(self.layer_rates, str) or not isinstance(self.layer_rates, (Sequence, np.ndarray)):
-                raise TypeError(f"layer_rates must be a sequence of numbers, it is {self.layer_rates!r}")
-            for rate in self.layer_rates:
-                number_in("layer_rates", rate, at_least=0)
+            _numbers("layer_rates", self.layer_rates, at_least=0)
 
     @property
     def rule(self) -> str | CustomRule:
@@ -349,25 +356,36 @@ class CustomOptimizer(Optimizer):
     Raises
     ------
     TypeError, ValueError
+        Also if ``update`` does not compile, or gives anything else.
     """
 
     update: Callable
     n_slots: int = 0  # type: ignore[assignment]
     settings: Sequence[float] = ()
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        wanted = f"update must be a function (theta, grad, slots, h) that gives theta and {self.n_slots} slots"
+        h = float(self.learning_rate), 1.0, *self.hyper
+        try:
+            theta, slots = self._rule.update(0.5, 0.25, (0.0,) * self.n_slots, h)
+            n_numbers = np.array([theta, *slots], np.float64).size
+        except (NumbaError, TypeError, ValueError) as problem:
+            raise TypeError(f"{wanted}: {reason(problem)}") from problem
+        if n_numbers != 1 + self.n_slots:
+            raise ValueError(f"{wanted}, it gives {n_numbers - 1}")
+
     def check(self) -> None:
         super().check()
-        if not callable(self.update):
-            raise TypeError(f"update must be a function (theta, grad, slots, h), it is {self.update!r}")
         if self.n_slots != 0:
             count("n_slots", self.n_slots)
+        _numbers("settings", self.settings)
         if len(self.settings) > N_HYPER:
             raise ValueError(f"settings must be at most {N_HYPER} numbers, it has {len(self.settings)}")
 
     def reset(self) -> None:
         super().reset()
-        compiled = isinstance(self.update, Dispatcher)
-        self._rule = CustomRule(self.update if compiled else njit(error_model="numpy")(self.update), self.n_slots)
+        self._rule = CustomRule(compiled("update", self.update), self.n_slots)
 
     @property
     def rule(self) -> CustomRule:
@@ -378,7 +396,7 @@ class CustomOptimizer(Optimizer):
         return np.array([*self.settings, *[0.0] * (N_HYPER - len(self.settings))], np.float64)
 
 
-BY_NAME: dict[str, Callable[[], Optimizer]] = {
+BY_NAME: dict[str, Callable[[], Optimizer | LBFGS]] = {
     "sgd": SGD,
     "adam": Adam,
     "adamw": AdamW,
@@ -388,10 +406,11 @@ BY_NAME: dict[str, Callable[[], Optimizer]] = {
     "adagrad": Adagrad,
     "adadelta": Adadelta,
     "rmsprop": RMSprop,
+    "lbfgs": LBFGS,
 }
 
 
-def as_optimizer(optimizer: str | Optimizer) -> Optimizer:
+def as_optimizer(optimizer: str | Optimizer | LBFGS) -> Optimizer | LBFGS:
     """The instance itself, or a new one with default settings for a name; settings are checked.
 
     Raises
@@ -400,9 +419,10 @@ def as_optimizer(optimizer: str | Optimizer) -> Optimizer:
     """
     if isinstance(optimizer, str):
         return BY_NAME[choice("optimizer", optimizer, BY_NAME)]()
-    if not isinstance(optimizer, Optimizer):
+    if isinstance(optimizer, Optimizer):
+        optimizer.check()
+    elif not isinstance(optimizer, LBFGS):
         raise TypeError(
             f"optimizer must be a name ({', '.join(BY_NAME)}) or an Optimizer, not {type(optimizer).__name__}"
         )
-    optimizer.check()
     return optimizer

@@ -146,7 +146,8 @@ def initialize(topology: Topology, initializer: Any) -> np.ndarray:
     theta = np.zeros(topology.n_parameters, topology.dtype)
     parts = views(topology, theta, np.zeros((2, batch_units(topology))))
     if isinstance(initializer, (np.ndarray, list, tuple)):
-        values = validation.finite("initializer", validation.numeric("initializer", initializer))
+        values = validation.canonical(validation.numeric("initializer", initializer), theta.dtype)
+        validation.finite("initializer", values)
         if values.shape != theta.shape:
             raise ValueError(f"initializer must have shape {theta.shape}, it has shape {values.shape}")
         theta[:] = values
@@ -154,7 +155,8 @@ def initialize(topology: Topology, initializer: Any) -> np.ndarray:
     if isinstance(initializer, str):
         validation.choice("initializer", initializer, INITIALIZERS)
     elif initializer is not None:
-        initializer = validation.number_in("initializer", initializer)
+        limit = float(np.finfo(theta.dtype).max)
+        initializer = validation.number_in("initializer", initializer, above=-limit, below=limit)
     for gain in (*parts.gains, *([] if parts.input_scale is None else [parts.input_scale])):
         gain[:] = 1
     rng = np.random.default_rng(topology.seed)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import KW_ONLY, dataclass
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,8 @@ BOUNDS: dict[str, dict[str, float]] = {
     "gamma": {"above": 0},
     "power": {"above": 0},
     "end": {"at_least": 0},
+    "flat": {"at_least": 0, "below": 1},
+    "cycles": {"at_least": 1},
     "first": {"above": 0},
     "stretch": {"at_least": 1},
     "epochs": {"above": 0},
@@ -30,6 +33,11 @@ BOUNDS: dict[str, dict[str, float]] = {
     "patience": {"at_least": 0},
     "threshold": {"at_least": 0},
 }
+
+
+def share(time: float, total: float) -> float:
+    """How much of ``total`` is over: nothing of what has no length, such as what follows too long a warm-up."""
+    return min(1.0, time / total) if total > 0 else 0.0
 
 
 @dataclass(frozen=True)
@@ -52,6 +60,21 @@ class Schedule:
     def factor(self, time: float, total: float) -> float:
         """What the learning rate is multiplied by, ``time`` epochs into a training of ``total``."""
         return 1.0
+
+    def rate_at(self, time: float, total: float, steps: int, rate: float) -> float:
+        """The learning rate at that time, ``rate`` being the optimizer's, where an epoch has so many updates.
+
+        Raises
+        ------
+        ValueError, TypeError
+            If it is not a finite number of at least 0.
+        """
+        return number_in("schedule's learning rate", rate * self.factor(time, total), at_least=0)
+
+    @property
+    def last(self) -> Schedule:
+        """What is left when any warm-up is over."""
+        return self
 
 
 @dataclass(frozen=True)
@@ -83,7 +106,7 @@ class Polynomial(Schedule):
     end: float = 0.0
 
     def factor(self, time: float, total: float) -> float:
-        return self.end + (1 - self.end) * max(0.0, 1 - time / total) ** self.power
+        return self.end + (1 - self.end) * (1 - share(time, total)) ** self.power
 
 
 @dataclass(frozen=True)
@@ -93,7 +116,7 @@ class Cosine(Schedule):
     end: float = 0.0
 
     def factor(self, time: float, total: float) -> float:
-        return self.end + (1 - self.end) * (1 + math.cos(math.pi * min(1.0, time / total))) / 2
+        return self.end + (1 - self.end) * (1 + math.cos(math.pi * share(time, total))) / 2
 
 
 @dataclass(frozen=True)
@@ -116,7 +139,7 @@ class LogCosine(Schedule):
     by: str = "step"
 
     def factor(self, time: float, total: float) -> float:
-        return (1 - math.cos(2 * math.pi * math.log2(1 + (2**self.cycles - 1) * time / total))) / 2
+        return (1 - math.cos(2 * math.pi * math.log2(1 + (2**self.cycles - 1) * share(time, total)))) / 2
 
 
 @dataclass(frozen=True)
@@ -156,9 +179,11 @@ class InverseScaling(Schedule):
 
 @dataclass(frozen=True)
 class OneCycle(Schedule):
-    """Up to 1 along a cosine for a share ``rise`` of the training, then down: PyTorch's OneCycleLR.
+    """Up to 1 along a cosine for a share ``rise`` of the training, then down (Smith & Topin, 2019).
 
-    Smith & Topin (2019). It begins with 1 / start_divisor and ends with 1 / (start_divisor end_divisor).
+    It begins with 1 / start_divisor and ends with 1 / (start_divisor end_divisor). Like all schedules it is a function
+    of time, however many updates that has: the peak is at the first update after ``rise``, and the end at the end of
+    the last one. PyTorch's OneCycleLR counts updates, and has both an update earlier.
     """
 
     rise: float = 0.3
@@ -176,17 +201,35 @@ class OneCycle(Schedule):
 
 @dataclass(frozen=True)
 class WarmUp(Schedule):
-    """A linear rise to 1 over the first ``epochs``, then another schedule for the rest."""
+    """A linear rise over the first ``epochs`` to where another schedule begins, then that one for the rest.
+
+    Parameters
+    ----------
+    epochs : float
+    then : str, Schedule or callable, optional
+        As `fit`'s ``schedule``; its time begins after the warm-up, and ``by`` is that of the warm-up. A
+        ReduceOnPlateau looks at the losses of the warm-up, too.
+    """
 
     epochs: float
-    then: Schedule = Schedule()
+    then: Any = None
     _: KW_ONLY
     by: str = "step"
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        object.__setattr__(self, "then", as_schedule(self.then, "then"))
+
     def factor(self, time: float, total: float) -> float:
-        if time < self.epochs:
-            return time / self.epochs
-        return self.then.factor(time - self.epochs, total - self.epochs)
+        return self.rate_at(time, total, 1, 1.0)
+
+    def rate_at(self, time: float, total: float, steps: int, rate: float) -> float:
+        since = max(0.0, time - self.epochs)
+        return min(1.0, time / self.epochs) * self.then.rate_at(since, total - self.epochs, steps, rate)
+
+    @property
+    def last(self) -> Schedule:
+        return self.then.last
 
 
 @dataclass(frozen=True)
@@ -202,10 +245,26 @@ class ReduceOnPlateau(Schedule):
 
 
 @dataclass(frozen=True)
-class ByStep(Schedule):
-    """Any callable from the update, counted from 0 in the call, to the learning rate itself."""
+class ByEpoch(Schedule):
+    """Any callable from the epoch, counted from 0, to the learning rate itself: what `fit` makes of a callable."""
 
     rate: Callable[[int], float]
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if not callable(self.rate):
+            raise TypeError(f"rate must be a callable that gives a learning rate, it is {self.rate!r}")
+
+    def rate_at(self, time: float, total: float, steps: int, rate: float) -> float:
+        count = time * steps if self.by == "step" else time
+        # A whole number may have been rounded down.
+        return number_in("schedule's learning rate", self.rate(math.floor(count + 1e-6)), at_least=0)
+
+
+@dataclass(frozen=True)
+class ByStep(ByEpoch):
+    """Any callable from the update, counted from 0, to the learning rate itself."""
+
     _: KW_ONLY
     by: str = "step"
 
@@ -223,44 +282,42 @@ BY_NAME: dict[str, Callable[[], Schedule]] = {
 }
 
 
-def as_schedule(schedule: str | Schedule | Callable[[int], float] | None) -> Schedule | Callable[[int], float]:
-    """A schedule with default settings for a name, the constant one for None; a callable as it is.
+def as_schedule(schedule: str | Schedule | Callable[[int], float] | None, name: str = "schedule") -> Schedule:
+    """A schedule with default settings for a name, the constant one for None, a ByEpoch for a callable.
 
     Raises
     ------
     ValueError, TypeError
     """
     if isinstance(schedule, str):
-        return BY_NAME[choice("schedule", schedule, BY_NAME)]()
+        return BY_NAME[choice(name, schedule, BY_NAME)]()
     if schedule is None:
         return Schedule()
     if not isinstance(schedule, Schedule) and not callable(schedule):
         raise TypeError(
-            f"schedule must be a name ({', '.join(BY_NAME)}), a Schedule or a callable of the epoch, it is {schedule!r}"
+            f"{name} must be a name ({', '.join(BY_NAME)}), a Schedule or a callable of the epoch, it is {schedule!r}"
         )
-    return schedule
+    return schedule if isinstance(schedule, Schedule) else ByEpoch(schedule)
 
 
-def learning_rates(schedule: Schedule | Callable[[int], float], rate: float, epochs: int, steps: int) -> np.ndarray:
-    """Learning rates of ``epochs`` epochs of ``steps`` updates each, ``rate`` being the optimizer's.
+def learning_rates(schedule: Schedule, rate: float, updates: int, steps: int) -> np.ndarray:
+    """Learning rates of so many updates, ``steps`` of them in an epoch, ``rate`` being the optimizer's.
 
     Returns
     -------
     (epochs, 1) or (epochs, steps) float64 array
+        Of whole epochs; zeros follow the last update.
 
     Raises
     ------
     ValueError, TypeError
-        If a callable gives anything but a finite number of at least 0.
+        As `Schedule.rate_at`.
     """
+    epochs = -(-updates // steps)
     if type(schedule) is Schedule:
         return np.full((epochs, 1), rate)
-    if isinstance(schedule, ByStep):
-        values = [schedule.rate(step) for step in range(epochs * steps)]
-    elif isinstance(schedule, Schedule):
-        each = steps if schedule.by == "step" else 1
-        values = [rate * schedule.factor(k / each, epochs) for k in range(epochs * each)]
-    else:
-        values = [schedule(epoch) for epoch in range(epochs)]
-    checked = [number_in("schedule's learning rate", value, at_least=0) for value in values]
-    return np.array(checked).reshape(epochs, -1)
+    each = steps if schedule.by == "step" else 1
+    rates = np.zeros((epochs, each))
+    values = [schedule.rate_at(k / each, updates / steps, steps, rate) for k in range(min(updates, rates.size))]
+    rates.flat[: len(values)] = values
+    return rates

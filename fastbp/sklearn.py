@@ -11,29 +11,49 @@ import inspect
 import math
 import warnings
 from collections.abc import Callable
+from copy import copy
+from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from numbers import Integral, Real
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 from scipy import sparse
 from scipy.special import xlogy
 from sklearn import neural_network
-from sklearn.base import is_classifier
+from sklearn.base import clone, is_classifier
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.model_selection import train_test_split
 from sklearn.utils import compute_sample_weight
 from sklearn.utils._param_validation import Interval
-from sklearn.utils.validation import validate_data
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import _check_sample_weight, check_consistent_length, validate_data
 
 from .callbacks import Callback, Controls
 from .history import History
 from .mlp import MLP
 from .optimizers import SGD, Adam, Optimizer
-from .tabular import BATCH_SIZE, EPOCHS, HIDDEN, recommended_folds, table_encoder, train_committee
+from .tabular import BATCH_SIZE, EPOCHS, HIDDEN, encode, recommended_folds, table_encoder, train_committee
 from .validation import DivergedError
 
 __all__ = ["MLPClassifier", "MLPRegressor"]
+
+
+@dataclass(eq=False)
+class _Adam(Adam):
+    """Adam with epsilon beside the uncorrected root of v."""
+
+    @property
+    def rule(self) -> str:
+        return "adam"
+
+    @property
+    def hyper(self) -> np.ndarray:
+        hyper = super().hyper
+        hyper[self.hyper_names.index("epsilon")] *= -1
+        return hyper
 
 
 class _Iterations(Callback):
@@ -61,12 +81,13 @@ class _Iterations(Callback):
             f"{watched} did not improve more than tol={estimator.tol:f} for {estimator.n_iter_no_change} "
             f"consecutive epochs."
         )
-        rate = self.rates[min(history.epochs, len(self.rates) - 1), 0]
-        if estimator.learning_rate == "adaptive" and estimator.solver == "sgd" and rate > 1e-6:
-            self.rates[history.epochs :] = rate / 5
+        optimizer = estimator._optimizer
+        if estimator.learning_rate == "adaptive" and estimator.solver == "sgd" and optimizer.learning_rate > 1e-6:
+            optimizer.learning_rate /= 5
+            self.rates[history.epochs :] = optimizer.learning_rate
             estimator._no_improvement_count = 0
             if estimator.verbose:
-                print(f"{message} Setting learning rate to {rate / 5:f}")
+                print(f"{message} Setting learning rate to {optimizer.learning_rate:f}")
             return False
         if estimator.verbose:
             print(f"{message} Stopping.")
@@ -88,15 +109,19 @@ class _Trained:
         link = {"softmax": "cross_entropy", "logistic": "binary_cross_entropy", "exp": "poisson"}
         return link.get(self.out_activation_, "squared_error")
 
+    def _theta(self) -> np.ndarray:
+        """The estimator's weights as a network has them."""
+        parameters = chain.from_iterable(zip(self.coefs_, self.intercepts_, strict=True))
+        return np.concatenate([part.ravel() for part in parameters])
+
     def _network(self, **settings: Any) -> MLP:
         """A fastbp network with the estimator's weights."""
         dtype = self.coefs_[0].dtype
-        parameters = chain.from_iterable(zip(self.coefs_, self.intercepts_, strict=True))
         return MLP(
             (len(self.coefs_[0]), *(W.shape[1] for W in self.coefs_)),
-            activation=self.activation,
+            activation=self.activation if isinstance(self.activation, str) else list(self.activation),
             loss=self._loss_name,
-            initializer=np.concatenate([part.ravel() for part in parameters]),
+            initializer=self._theta(),
             dtype=dtype,
             **{"random_state": 0, **settings},
         )
@@ -104,17 +129,56 @@ class _Trained:
     def _penalized(self, **settings: Any) -> MLP:
         return self._network(l2=float(self.alpha), penalty_by_batch=True, **settings)  # type: ignore[attr-defined]
 
-    def _fit_either(self, fit: Callable, X, y, sample_weight, validation_data) -> Any:
-        """scikit-learn's ``fit``, of the table as numbers if there is a preset."""
+    def _init_coef(self, *shape_and_dtype: Any) -> tuple[np.ndarray, np.ndarray]:
         estimator: Any = self
-        table = X
+        # scikit-learn compares the activation with a name, as an array of them cannot be.
+        settings: Any = SimpleNamespace(activation=str(self.activation), _random_state=estimator._random_state)
+        return neural_network.MLPClassifier._init_coef(settings, *shape_and_dtype)
+
+    def _fit_either(self, fit: Callable, X, y, sample_weight, validation_data) -> Any:
+        """scikit-learn's ``fit``, once all is checked."""
+        estimator: Any = self
         if estimator.preset is not None:
-            X, validation_data = self._encode(X, validation_data)
+            return self._fit_encoded(fit, X, y, sample_weight, validation_data)
+        for name in ("dropout", "optimizer"):
+            if self.solver == "lbfgs" and not self._is_default(name):
+                raise ValueError(f"{name} is not for solver='lbfgs', which minimises one loss over all samples")
+        if validation_data is not None:
+            reader = clone(estimator)
+            validate_data(reader, X, skip_check_array=True)
+            read = partial(validate_data, reader, accept_sparse=["csr", "csc"], reset=False)
+            validation_data = _read_held_out(validation_data, read)
         self._validation_data = validation_data
-        fit(X, y, sample_weight)
-        if estimator.preset is not None:
-            validate_data(estimator, table, skip_check_array=True)
+        return fit(X, y, sample_weight)
+
+    def _fit_encoded(self, fit: Callable, X, y, sample_weight, validation_data) -> Any:
+        """The same of a table, as numbers."""
+        estimator: Any = self
+        self._check_preset(X)
+        encoder = table_encoder(X)
+        encoded = encode(encoder.fit(X), X)
+        sample_weight = _check_sample_weight(sample_weight, encoded)
+        n_samples = np.count_nonzero(sample_weight)
+        if validation_data is not None:
+            X_val, y_val, weight_val = _read_held_out(validation_data, partial(encode, encoder))
+            unknown = set(np.ravel(y_val).tolist()) - set(np.ravel(y).tolist())
+            if is_classifier(self) and unknown:
+                raise ValueError(f"validation_data's y must hold classes of y, it holds {unknown.pop()!r}")
+            validation_data = X_val, y_val, _check_sample_weight(weight_val, X_val)
+        elif n_samples < 2:
+            raise ValueError(
+                f"X must hold at least 2 samples of a weight above 0 with preset='tabular', it holds {n_samples}"
+            )
+        self._validation_data = validation_data
+        fit(encoded, y, sample_weight)
+        estimator._encoder = encoder
+        validate_data(estimator, X, skip_check_array=True)
         return self
+
+    def _check_partial_fit(self) -> None:
+        estimator: Any = self
+        if estimator.preset is not None:
+            raise ValueError(f"preset must be None for partial_fit, it is {estimator.preset!r}, a recipe for fit")
 
     def __sklearn_tags__(self):
         tags = super().__sklearn_tags__()  # type: ignore[misc]
@@ -124,10 +188,12 @@ class _Trained:
     def _new_optimizer(self) -> Optimizer:
         estimator: Any = self
         if estimator.optimizer is not None:
-            return estimator.optimizer
+            optimizer = copy(estimator.optimizer)
+            optimizer.reset()
+            return optimizer
         rate = float(estimator.learning_rate_init)
         if self.solver == "adam":
-            return Adam(rate, float(estimator.beta_1), float(estimator.beta_2), float(estimator.epsilon))
+            return _Adam(rate, float(estimator.beta_1), float(estimator.beta_2), float(estimator.epsilon))
         momentum = min(float(estimator.momentum), math.nextafter(1.0, 0.0))
         nesterov = bool(estimator.nesterovs_momentum and momentum > 0)
         return SGD(rate, momentum, nesterov, rate_in_velocity=True)
@@ -141,7 +207,8 @@ class _Trained:
         incremental = unused[-1]
         if estimator.early_stopping and incremental:
             raise ValueError("partial_fit does not support early_stopping=True")
-        if not incremental or not hasattr(self, "_optimizer"):
+        is_new = not incremental or not hasattr(self, "_optimizer")
+        if is_new:
             estimator._optimizer = self._new_optimizer()
         X, held_out = _dense(X), None
         if estimator.early_stopping:
@@ -159,7 +226,9 @@ class _Trained:
         if estimator.learning_rate == "invscaling" and self.solver == "sgd":
 
             def schedule(epoch):
-                return rate / (seen + epoch * n_samples + 1) ** estimator.power_t if seen + epoch else rate
+                if is_new and epoch == 0:
+                    return rate
+                return rate / (seen + epoch * n_samples + 1) ** estimator.power_t
 
         seed = int(estimator._random_state.randint(2**31 - 1))
         net = self._penalized(dropout=estimator.dropout, random_state=seed)
@@ -198,8 +267,7 @@ class _Trained:
         if estimator.early_stopping:
             self.coefs_, self.intercepts_ = estimator._best_coefs, estimator._best_intercepts
 
-    def _encode(self, X, validation_data) -> tuple:
-        """Fit the preset's encoder: the table and the validation data as numbers."""
+    def _check_preset(self, X) -> None:
         estimator: Any = self
         for name, value in estimator.get_params(deep=False).items():
             if name not in _WITH_PRESET and not self._is_default(name):
@@ -208,12 +276,6 @@ class _Trained:
             raise ValueError(f"preset must be 'tabular' or None, it is {estimator.preset!r}")
         if sparse.issparse(X):
             raise TypeError("X must be a DataFrame or an array with preset='tabular', it is a sparse matrix")
-        estimator._encoder = table_encoder(X)
-        encoded = estimator._encoder.fit_transform(X).astype(np.float32)
-        if validation_data is not None:
-            X_val, y_val = validation_data
-            validation_data = estimator._encoder.transform(X_val).astype(np.float32), y_val
-        return encoded, validation_data
 
     def _is_default(self, name: str) -> bool:
         default = inspect.signature(type(self).__init__).parameters[name].default
@@ -226,8 +288,9 @@ class _Trained:
     def _fit_table(self, X, y, sample_weight) -> None:
         """Train by the preset's recipe on encoded samples."""
         estimator: Any = self
+        # A fold of samples that do not count would have no score.
+        X, y, weight = (part[sample_weight != 0] for part in (X, y, sample_weight))
         n_samples = len(X)
-        weight = np.ones(n_samples) if sample_weight is None else sample_weight
         y = y.reshape(n_samples, -1).astype(np.float64)
         self._target_mean, self._target_scale = np.zeros(y.shape[1]), np.ones(y.shape[1])
         if self._loss_name == "squared_error":
@@ -238,10 +301,10 @@ class _Trained:
             fraction = None if self._is_default("validation_fraction") else estimator.validation_fraction
             folds = recommended_folds(y, is_classifier(self), fraction, estimator._random_state)
         else:
-            X_val, y_val = estimator._validation_data
+            X_val, y_val, weight_val = estimator._validation_data
             y_val = estimator._label_binarizer.transform(y_val) if is_classifier(self) else np.asarray(y_val)
             X, y = np.concatenate([X, X_val]), np.concatenate([y, y_val.reshape(len(y_val), -1)])
-            weight = np.concatenate([weight, np.ones(len(y_val))])
+            weight = np.concatenate([weight, weight_val])
             folds = [(np.arange(n_samples), np.arange(n_samples, len(X)))]
         self._nets, history, estimator.validation_scores_ = train_committee(
             X,
@@ -267,7 +330,7 @@ class _Trained:
         """Set samples aside to score: the training's X, y and sample_weight, and those of the others."""
         estimator: Any = self
         if estimator._validation_data is not None:
-            return X, y, sample_weight, (*estimator._validation_data, None)[:3]
+            return X, y, sample_weight, estimator._validation_data
         stratify = y if is_classifier(self) and y.shape[1] == 1 else None
         arrays = (X, y) if sample_weight is None else (X, y, sample_weight)
         parts = train_test_split(
@@ -291,23 +354,26 @@ class _Trained:
     def _targets(self, y: np.ndarray) -> np.ndarray:
         return y.argmax(axis=1) if self.out_activation_ == "softmax" else y
 
-    def _fit_lbfgs(self, X, *rest) -> None:
-        super()._fit_lbfgs(_dense(X), *rest)  # type: ignore[misc]
-
-    def _loss_grad_lbfgs(self, packed, X, y, sample_weight, *unused) -> tuple[float, np.ndarray]:
-        """Loss and gradient, laid out as all coefs_, then all intercepts_; ``unused`` are scikit-learn's buffers."""
+    def _fit_lbfgs(self, X, y, sample_weight, *rest) -> None:
         estimator: Any = self
-        estimator._unpack(packed.astype(self.coefs_[0].dtype, copy=False))
         net = self._penalized()
-        loss, grad = net.loss_and_gradients(X, self._targets(y), sample_weight)
-        net.theta = grad
+        data = net._data(_dense(X), self._targets(y), sample_weight)
+        with net._session(len(data.X), None, estimator.threads, estimator.device) as session:
+            super()._fit_lbfgs((net, session, data), y, sample_weight, *rest)  # type: ignore[misc]
+
+    def _loss_grad_lbfgs(self, packed, work, y, sample_weight, *unused) -> tuple[float, np.ndarray]:
+        """Loss and gradient, laid out as all coefs_, then all intercepts_; ``unused`` are scikit-learn's buffers."""
+        net, session, data = work
+        self._unpack(packed.astype(net.dtype, copy=False))  # type: ignore[attr-defined]
+        session.load(self._theta())
+        loss, net.theta = session.gradients(data)
         loss += self._offset(y, sample_weight)
         return loss, np.concatenate([part.ravel() for part in (*net.weights, *net.biases)]).astype(np.float64)
 
     def _forward_pass_fast(self, X, check_input: bool = True) -> np.ndarray:
         if self.preset is not None:  # type: ignore[attr-defined]
             estimator: Any = self
-            encoded = estimator._encoder.transform(X).astype(np.float32)
+            encoded = encode(estimator._encoder, X)
             y = np.mean([net.predict(encoded) for net in self._nets], axis=0)
             if is_classifier(self):
                 return y
@@ -315,6 +381,22 @@ class _Trained:
         if check_input:
             X = validate_data(self, X, accept_sparse=["csr", "csc"], reset=False)
         return self._network().predict(_dense(X))
+
+
+def _read_held_out(validation_data: Any, read: Callable) -> tuple:
+    """``validation_data`` as X, y and sample_weight, with ``read`` to check and convert X."""
+    if not isinstance(validation_data, (tuple, list)) or len(validation_data) not in (2, 3):
+        given = type(validation_data).__name__
+        if isinstance(validation_data, (tuple, list)):
+            given += f" of {len(validation_data)}"
+        raise ValueError(f"validation_data must be a tuple (X, y) or (X, y, sample_weight), it is a {given}")
+    X, y, sample_weight = (*validation_data, None)[:3]
+    try:
+        X = read(X)
+        check_consistent_length(X, y, sample_weight)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"validation_data: {error}") from error
+    return X, y, sample_weight
 
 
 def _dense(X: Any) -> np.ndarray:
@@ -342,6 +424,14 @@ _CONSTRAINTS = {
     "threads": [Interval(Integral, 1, None, closed="left"), None],
     "device": [str],
 }
+
+
+_if_stochastic = available_if(lambda estimator: estimator._check_solver())
+
+
+def _weighted(sample_weight: Any, class_weight: Any, y: Any) -> np.ndarray:
+    weight = compute_sample_weight(class_weight, y)
+    return weight if sample_weight is None else weight * np.asarray(sample_weight)
 
 
 def _make_init(parent: Any, **ours: Any) -> Callable:
@@ -374,9 +464,10 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     dropout : float or sequence of float
         Probability of dropping a hidden unit in training, for all layers or one for each.
     optimizer : fastbp.Optimizer, optional
-        In place of ``solver`` "sgd" or "adam" and its settings; it keeps its state.
+        In place of ``solver`` "sgd" or "adam" and its settings. A copy trains: `fit` begins with a fresh state, which
+        ``partial_fit`` carries on.
     class_weight : dict or "balanced", optional
-        As in scikit-learn's other classifiers.
+        As in scikit-learn's other classifiers; ``partial_fit`` takes a dict alone.
     threads : int, optional
         None lets a cost model choose.
     device : {"cpu", "cuda", "auto"}
@@ -390,7 +481,8 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
     Notes
     -----
     Minibatches are drawn by fastbp's generator, so that with ``shuffle`` a seed gives another order than
-    scikit-learn's. Sparse input is trained on as a dense copy.
+    scikit-learn's. Sparse input is trained on as a dense copy. With sample weights and minibatches ``loss_`` and
+    ``loss_curve_`` are means over weights; scikit-learn weighs minibatches by their rows.
     """
 
     _parameter_constraints: ClassVar[dict] = {
@@ -417,7 +509,7 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         X : (n_samples, n_features) array or sparse matrix
         y : (n_samples,) or (n_samples, n_outputs) array
         sample_weight : (n_samples,) array, optional
-        validation_data : (X, y), optional
+        validation_data : (X, y) or (X, y, sample_weight), optional
             What ``early_stopping`` scores, in place of a share of the training data.
 
         Returns
@@ -425,9 +517,25 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         MLPClassifier
         """
         if self.class_weight is not None:
-            weight = compute_sample_weight(self.class_weight, y)
-            sample_weight = weight if sample_weight is None else weight * np.asarray(sample_weight)
+            sample_weight = _weighted(sample_weight, self.class_weight, y)
         return self._fit_either(super().fit, X, y, sample_weight, validation_data)
+
+    @_if_stochastic
+    def partial_fit(self, X, y, sample_weight=None, classes=None):
+        """Train for one epoch more; parameters are those of scikit-learn's.
+
+        Returns
+        -------
+        MLPClassifier
+        """
+        self._check_partial_fit()
+        if self.class_weight is not None:
+            if not isinstance(self.class_weight, dict):
+                raise ValueError(f"class_weight must be a dict or None for partial_fit, it is {self.class_weight!r}")
+            # Samples of one call need not have all classes.
+            weights = {label: self.class_weight.get(label, 1.0) for label in np.unique(y).tolist()}
+            sample_weight = _weighted(sample_weight, weights, y)
+        return super().partial_fit(X, y, sample_weight, classes)
 
 
 class MLPRegressor(_Trained, neural_network.MLPRegressor):
@@ -451,3 +559,9 @@ class MLPRegressor(_Trained, neural_network.MLPRegressor):
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model; parameters are those of `MLPClassifier.fit`."""
         return self._fit_either(super().fit, X, y, sample_weight, validation_data)
+
+    @_if_stochastic
+    def partial_fit(self, X, y, sample_weight=None):
+        """Train for one epoch more; parameters are those of scikit-learn's."""
+        self._check_partial_fit()
+        return super().partial_fit(X, y, sample_weight)

@@ -50,13 +50,23 @@ class Table:
             )
 
     def numbers(self, names: Sequence[str]) -> NDArray[np.float64]:
-        """The named columns as a matrix; ValueError for a cell that is missing or not a finite number."""
+        """The named columns as a matrix; ValueError for a cell that is missing or not a finite number, and for numbers
+        so far apart that they have no standard deviation.
+        """
         self.check_columns(names)
         X = np.stack([self._parse(name) for name in names], axis=1)
         bad = ~np.isfinite(X)
         if bad.any():
             row, j = np.argwhere(bad)[0]
             raise self._cell_error(row, names[j])
+        with np.errstate(over="ignore", invalid="ignore"):
+            too_large = ~np.isfinite(X.std(axis=0))
+        if too_large.any():
+            j = too_large.argmax()
+            raise ValueError(
+                f"{self.path}, column {_quote(names[j])}: numbers as large as {np.abs(X[:, j]).max():g} cannot be "
+                f"standardised"
+            )
         return X
 
     def labels(self, name: str) -> NDArray[Any]:
@@ -145,6 +155,8 @@ def read_table(path: str, dtype: Mapping[str, type] | None = None) -> Table:
     except (UnicodeDecodeError, pandas.errors.ParserError, pandas.errors.ParserWarning) as error:
         _check_widths(path, len(names))
         raise ValueError(f"{path}: {error}") from error
+    text = frame.select_dtypes(exclude=["number", "bool"])
+    frame[text.columns] = text.map(lambda cell: cell.strip() or None if isinstance(cell, str) else cell)
     if frame[names[-1]].isna().any():  # pandas fills up a row that is too short
         _check_widths(path, len(names))
     if frame.empty:

@@ -22,7 +22,8 @@ from sklearn.compose import make_column_selector, make_column_transformer
 from sklearn.impute import SimpleImputer
 from sklearn.model_selection import KFold, ShuffleSplit, StratifiedKFold, StratifiedShuffleSplit
 from sklearn.pipeline import Pipeline, make_pipeline
-from sklearn.preprocessing import OneHotEncoder
+from sklearn.preprocessing import FunctionTransformer, OneHotEncoder
+from sklearn.utils._missing import is_pandas_na
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from .backend import Topology
@@ -72,27 +73,63 @@ class SmoothRobustScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
 def _is_of_numbers(column: np.ndarray) -> bool:
     try:
         column.astype(np.float64)
-    except ValueError:
+    except (TypeError, ValueError):
         return False
     return True
+
+
+def _seconds(frame: Any) -> np.ndarray:
+    """Times as seconds since 1970, spans of time as seconds, and NaN for a missing one."""
+    columns = []
+    for _, column in frame.items():
+        times = np.asarray(column, dtype=f"{column.dtype.kind}8[us]")
+        columns.append((times - times.dtype.type(0, "us")) / np.timedelta64(1, "s"))
+    return np.column_stack(columns)
+
+
+def _name(cell: Any) -> str | None:
+    """A category by its name, and None for a missing one."""
+    if cell is None or is_pandas_na(cell) or cell != cell:
+        return None
+    # A column of integers becomes one of floats where some are missing.
+    return str(int(cell) if isinstance(cell, float) and cell.is_integer() else cell)
+
+
+def _names(X: Any) -> np.ndarray:
+    names = np.array(X, dtype=object)
+    names.flat[:] = [_name(cell) for cell in names.flat]
+    return names
 
 
 def table_encoder(X: Any) -> Pipeline:
     """What turns a table like X, a DataFrame or an array, into numbers.
 
-    Columns that are not of numbers are categories, a missing one too; where a number is missing, the median takes its
-    place and another column says so.
+    Times and spans of time are numbers of seconds. Other columns that are not of numbers are categories, a missing one
+    too; where a number is missing, the median takes its place and another column says so.
     """
-    numbers: Any = make_column_selector(dtype_include=np.number)
-    others: Any = make_column_selector(dtype_exclude=np.number)
+    kinds = ["datetime", "datetimetz", "timedelta"]
+    times: Any = make_column_selector(dtype_include=kinds)
+    numbers: Any = make_column_selector(dtype_include=np.number, dtype_exclude=kinds)
+    others: Any = make_column_selector(dtype_exclude=[np.number, *kinds])
     if not hasattr(X, "columns"):
+        times = []
         numbers = [k for k, column in enumerate(np.asarray(X).T) if _is_of_numbers(column)]
         others = [k for k in range(np.shape(X)[1]) if k not in numbers]
+    imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
+    one_hot = OneHotEncoder(handle_unknown="ignore", drop="if_binary", sparse_output=False)
     columns = make_column_transformer(
-        (SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True), numbers),
-        (OneHotEncoder(handle_unknown="ignore", drop="if_binary", sparse_output=False), others),
+        (imputer, numbers),
+        (make_pipeline(FunctionTransformer(_seconds), imputer), times),
+        (make_pipeline(FunctionTransformer(_names), one_hot), others),
     )
     return make_pipeline(columns, SmoothRobustScaler())
+
+
+def encode(encoder: Pipeline, X: Any) -> np.ndarray:
+    """A table as numbers, by an encoder that has been fitted to one."""
+    if hasattr(encoder, "feature_names_in_") and not hasattr(X, "columns"):
+        raise TypeError(f"X must be a DataFrame, as it was in fit, it is of type {type(X).__name__}")
+    return encoder.transform(X).astype(np.float32)
 
 
 @dataclass(eq=False)

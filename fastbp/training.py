@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 from tqdm import tqdm
 
-from .backend import Session
-from .callbacks import Callback
+from .backend import Progress, Session
+from .callbacks import Callback, wants_to_stop
 from .history import History
 from .optimizers import Optimizer
 from .validation import DivergedError
@@ -89,15 +89,15 @@ class Training:
                     bar.update(progressed)
                 self.net.epochs = first_epoch + now.epochs
                 if now.diverged:
-                    raise DivergedError(now.epochs, (now.position - 1) // session.update_rows)
-                stop = self._after_updates(updates)
+                    raise self._diverged(now)
+                stop = self._after_updates(updates, now)
                 is_cut = now.position > 0 and (stop or updates == self.n_updates)
                 completed = now.epochs - before + is_cut
                 if not completed:
                     continue
                 if is_cut:
+                    self._publish(now)
                     self.net.epochs += 1
-                    session.publish()
                 history.loss += session.losses[before : now.epochs].tolist() + [session.running_loss] * is_cut
                 n_samples = [self.n_samples] * (now.epochs - before) + [now.position] * is_cut
                 speed = sum(n_samples) / seconds
@@ -115,7 +115,7 @@ class Training:
                     )
                 if self.callbacks:
                     self._take_over()
-                stop |= any([callback.after_epoch(self.net, history) is True for callback in self.callbacks])
+                stop |= any([wants_to_stop(callback.after_epoch(self.net, history)) for callback in self.callbacks])
 
     def _bar(self, n_samples: int) -> AbstractContextManager[tqdm | None]:
         """The progress bar; None where nobody would see it, since a hidden one takes as long as a small update."""
@@ -134,11 +134,19 @@ class Training:
         calls = [(updates // callback.every + 1) * callback.every for callback in self.callbacks if callback.every]
         return min([self.n_updates, *calls])
 
-    def _after_updates(self, updates: int) -> bool:
+    def _publish(self, now: Progress) -> None:
+        """Have the session publish what it has come to."""
+        if not self.session.publish():
+            raise self._diverged(now)
+
+    def _diverged(self, now: Progress) -> DivergedError:
+        return DivergedError(now.epochs, (now.position - 1) // self.session.update_rows)
+
+    def _after_updates(self, updates: int, now: Progress) -> bool:
         """Call who wants to be called after so many updates, with the network as it stands; whether to stop."""
         due = [callback for callback in self.callbacks if callback.every and updates % callback.every == 0]
         if due:
-            self.session.publish()
+            self._publish(now)
             self._take_over()
             loss = self.session.running_loss
-        return any([callback.after_updates(self.net, updates, loss) is True for callback in due])
+        return any([wants_to_stop(callback.after_updates(self.net, updates, loss)) for callback in due])

@@ -179,6 +179,9 @@ def numeric(name: str, values: Any) -> np.ndarray:
         array = values if is_resident(values) else np.asarray(values)
     except ValueError as error:
         raise TypeError(f"{name} must be an array of numbers; it is ragged: {error}") from error
+    is_table = array.dtype == object and hasattr(values, "columns")
+    if is_table and all(getattr(dtype, "kind", "O") in "biuf" for dtype in values.dtypes):
+        array = values.to_numpy(np.float64, na_value=np.nan)
     if array.dtype.kind not in "biuf":
         raise TypeError(f"{name} must hold real numbers, its dtype is {array.dtype}")
     return array
@@ -342,6 +345,8 @@ def class_weights(
         present = counts > 0
         of_class = np.where(present, labels.size / (present.sum() * np.maximum(counts, 1)), 1.0)
     else:
+        if not isinstance(class_weight, Iterable):
+            raise TypeError(f"class_weight must be 'balanced', a dict or a sequence of numbers, it is {class_weight!r}")
         pairs = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
         of_class = np.ones(n_classes)
         for label, weight in pairs:

@@ -10,6 +10,7 @@ import reference
 from cases import batches, make_case
 
 import fastbp
+from fastbp import schedules
 
 
 class Recorder(fastbp.Callback):
@@ -162,6 +163,98 @@ def test_a_callback_between_updates_stops_and_changes_the_learning_rate(rng):
     case.net.fit(case.X, case.y, batch_size=8, epochs=3, callbacks=[freeze])
     assert not np.array_equal(freeze.thetas[3], freeze.thetas[4])
     assert all(np.array_equal(theta, freeze.thetas[4]) for theta in freeze.thetas[4:])
+
+
+@pytest.mark.parametrize(
+    ("answer", "epochs"), [(True, 1), (np.True_, 1), (False, 3), (np.False_, 3), (None, 3), (1, 3)]
+)
+def test_true_stops_and_so_does_numpys(rng, answer, epochs):
+    case = make_case(rng, (5, 17, 3))
+    assert case.net.fit(case.X, case.y, epochs=3, callbacks=[lambda history: answer]).epochs == epochs
+
+
+@pytest.mark.parametrize("every", [1.5, "1", -1, 0.5, True, np.nan])
+def test_every_is_checked(rng, every):
+    case, callback = make_case(rng, (5, 17, 3)), fastbp.Callback()
+    callback.every = every
+    refuses(case, [callback], f"Callback's every must be .*at least 1, it is {every!r}")
+    callback.every = 0
+    case.net.fit(case.X, case.y, epochs=1, callbacks=[callback])
+
+
+def refuses(case, callbacks, words, **settings):
+    before = case.net.theta.copy()
+    with pytest.raises((ValueError, TypeError), match=words):
+        case.net.fit(case.X, case.y, callbacks=callbacks, **settings)
+    assert np.array_equal(case.net.theta, before)
+
+
+@pytest.mark.parametrize("by", ["epoch", "step"])
+@pytest.mark.parametrize("other", [fastbp.EarlyStopping(monitor="loss"), fastbp.WeightAveraging(by="step")])
+def test_only_one_callback_sets_the_parameters_in_the_end(rng, by, other):
+    case, average = make_case(rng, (5, 17, 3)), fastbp.WeightAveraging(by=by)
+    for callbacks in ([average, other], [other, average]):
+        refuses(case, callbacks, "at most one that sets the parameters in the end, .* and ")
+    stopping = fastbp.EarlyStopping(monitor="loss", restore_best=False)
+    case.net.fit(case.X, case.y, epochs=2, callbacks=[average, stopping])
+
+
+def test_those_that_have_begun_are_ended(rng):
+    class Failing(Recorder):
+        def begin(self, net, controls):
+            raise RuntimeError
+
+    case, first, second = make_case(rng, (5, 17, 3)), Recorder(), Failing()
+    for optimizer in ("adam", "lbfgs"):
+        with pytest.raises(RuntimeError):
+            case.net.fit(case.X, case.y, optimizer=optimizer, callbacks=[first, second, Recorder()])
+        assert second.calls == []
+    assert first.calls == ["begin", "end"] * 2
+
+
+class Dropouts(fastbp.Callback):
+    def __init__(self):
+        self.values = []
+
+    def begin(self, net, controls):
+        self.dropout = controls.dropout
+        self.values.append(self.dropout[0])
+
+    def after_epoch(self, net, history):
+        self.values.append(self.dropout[0])
+
+
+def test_annealing_takes_what_fit_does(rng):
+    case, seen = make_case(rng, (5, 17, 3), dropout=0.4), Dropouts()
+    for dropout in ("polynomial", schedules.WarmUp(4, schedules.Cosine())):
+        case.net.fit(case.X, case.y, epochs=4, callbacks=[fastbp.Annealing(dropout), seen])
+    np.testing.assert_allclose(seen.values, [0.4, 0.3, 0.2, 0.1, 0, 0, 0.1, 0.2, 0.3, 0.4], atol=1e-15)
+    for bad in (lambda epoch: 0.1, "reduce_on_plateau", schedules.WarmUp(1, schedules.ByStep(lambda step: 0.1)), 3):
+        with pytest.raises(TypeError, match="weight_decay must be"):
+            fastbp.Annealing(weight_decay=bad)
+
+
+@pytest.mark.parametrize("monitor", [3, None, "val_f1"])
+def test_a_bad_monitor_is_refused(monitor):
+    with pytest.raises((ValueError, TypeError), match=f"monitor.*{monitor}"):
+        fastbp.EarlyStopping(monitor=monitor)
+
+
+@pytest.mark.parametrize("every", [None, 1])
+def test_a_checkpoint_that_cannot_be_written_is_refused(rng, tmp_path, every):
+    case = make_case(rng, (5, 17, 3))
+    refuses(case, [fastbp.Checkpoint(tmp_path / "none" / "net", every)], "path.*folder.*none")
+    square = fastbp.Activation(lambda z: z * z, lambda z: 2 * z)
+    case = make_case(rng, (5, 17, 3))
+    case = case._replace(net=fastbp.MLP((5, 17, 3), activation=square, random_state=0))
+    refuses(case, [fastbp.Checkpoint(tmp_path / "net", every)], "cannot be saved")
+
+
+@pytest.mark.parametrize(("loss", "scale"), [([1.0, 0.5], "log"), ([0.5, -0.5], "linear"), ([0.5, 0.0], "linear")])
+def test_the_scale_of_a_plot_has_a_place_for_every_loss(loss, scale):
+    pytest.importorskip("matplotlib")
+    assert fastbp.History(loss=loss).plot().get_yscale() == scale
+    assert fastbp.History(loss=[1.0, 1.0], val_loss=loss).plot().get_yscale() == scale
 
 
 def test_checkpoints(rng, tmp_path):

@@ -144,6 +144,18 @@ def test_the_task_can_be_chosen(run, rng):
     assert out.splitlines()[-1] == "held-out accuracy: 1.0000"
 
 
+def test_many_integers_may_be_numbers(run, rng):
+    frame = write_prices("prices.csv", rng, n_samples=60)
+    frame.astype({"price": int}).to_csv("prices.csv", index=False)
+    status, out, err = run("train", "prices.csv", "--target", "price", *QUICK)
+    assert status == 0
+    n_classes = re.search(r"(\d+) classes", out).group(1)
+    assert f"fastbp: note: the {n_classes} integers of 'price' are classes unless --task regression is given\n" in err
+    for task in ("classification", "regression"):
+        _, _, err = run("train", "prices.csv", "--target", "price", "--task", task, *QUICK)
+        assert "--task" not in err
+
+
 def test_a_seed_gives_the_same_bits(run, rng):
     write_flowers("flowers.csv", rng)
 

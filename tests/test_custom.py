@@ -127,11 +127,24 @@ def test_a_custom_rule_without_state(rng):
 
 @pytest.mark.parametrize(
     ("settings", "word"),
-    [({"update": 3}, "update"), ({"n_slots": -1}, "n_slots"), ({"settings": (1.0,) * 5}, "settings")],
+    [
+        ({"update": 3}, "update .*3"),
+        ({"update": np.add}, "update .*ufunc"),
+        ({"update": lambda theta, grad: theta}, "update .*theta, grad, slots, h.*2 slots: .*arguments"),
+        ({"update": lambda theta, grad, slots, h: theta}, "update .*gives theta and 2 slots"),
+        ({"update": lambda theta, grad, slots, h: (theta, (slots[2], slots[2]))}, "update .*2 slots: .*out of range"),
+        ({"update": lambda theta, grad, slots, h: (theta, slots[:1])}, "update .*2 slots, it gives 1"),
+        ({"update": lambda theta, grad, slots, h: (theta, missing)}, "update .*missing"),  # noqa: F821
+        ({"n_slots": -1}, "n_slots"),
+        ({"settings": (1.0,) * 5}, "settings"),
+        ({"settings": 3}, "settings .*3"),
+        ({"settings": ["a"]}, "settings .*'a'"),
+    ],
 )
 def test_bad_settings_of_a_custom_rule_are_refused(settings, word):
-    with pytest.raises((TypeError, ValueError), match=word):
-        fastbp.CustomOptimizer(**{"learning_rate": 0.1, "update": adam, **settings})
+    with pytest.raises((TypeError, ValueError), match=word) as error:
+        fastbp.CustomOptimizer(**{"learning_rate": 0.1, "update": adam, "n_slots": 2, **settings})
+    assert "\n" not in str(error.value)
 
 
 def test_a_wrong_derivative_is_refused_with_its_error():
@@ -146,8 +159,14 @@ def test_a_wrong_derivative_is_refused_with_its_error():
 def test_what_does_not_compile_is_refused():
     with pytest.raises(TypeError, match="value"):
         fastbp.Activation("bent", bent_slope)
+    with pytest.raises(TypeError, match=r"value must be a Python function.*tanh"):
+        fastbp.Activation(np.tanh, bent_slope)
+    with pytest.raises(TypeError, match=r"compile.*missing[^\n]*$"):
+        fastbp.Activation(lambda z: missing, bent_slope)  # noqa: F821
     with pytest.raises(TypeError, match="compile"):
         fastbp.Activation(lambda z: str(z), bent_slope)
+    with pytest.raises(TypeError, match=r"link .*5"):
+        fastbp.Loss(quartic, quartic_slope, link=5)
 
 
 def test_a_network_with_custom_functions_is_pickled_and_not_saved(tmp_path):

@@ -46,6 +46,26 @@ def test_callbacks_stop(rng):
     case = make_case(rng, (5, 9, 3))
     stopping = fastbp.EarlyStopping(monitor="loss", patience=1, min_delta=1e9)
     assert case.net.fit(case.X, case.y, optimizer="lbfgs", epochs=50, callbacks=[stopping]).epochs == 2
+    numpys = [lambda history: np.True_]
+    assert case.net.fit(case.X, case.y, optimizer="lbfgs", epochs=50, callbacks=numpys).epochs == 1
+
+
+def test_at_the_optimum_there_is_one_iteration(rng):
+    case = make_case(rng, (5, 3), l2=0.1)
+    case.net.fit(case.X, case.y, optimizer="lbfgs", epochs=500)
+    theta, loss = case.net.theta.copy(), case.net.loss_and_gradients(case.X, case.y)[0]
+    assert case.net.partial_fit(case.X, case.y, optimizer=fastbp.LBFGS(tol=1e-3)) == pytest.approx(loss, rel=1e-12)
+    assert np.array_equal(case.net.theta, theta)
+    history = case.net.fit(case.X, case.y, optimizer=fastbp.LBFGS(tol=1e-3), epochs=9, callbacks=[lambda history: True])
+    assert history.epochs == 1
+
+
+def test_a_loss_that_is_not_finite_is_divergence(rng):
+    case = make_case(rng, (5, 9, 3), dtype="float32")
+    theta = case.net.theta.copy()
+    with pytest.raises(fastbp.DivergedError):
+        case.net.fit(1e30 * case.X, 1e30 * case.y, optimizer="lbfgs")
+    assert np.array_equal(case.net.theta, theta) and case.net.epochs == 0
 
 
 @pytest.mark.parametrize(

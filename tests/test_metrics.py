@@ -38,6 +38,35 @@ def test_metrics_of_numbers(rng, loss, weighted):
     assert scores["r2"] == pytest.approx(peers.r2_score(case.y, p, sample_weight=w))
 
 
+@pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_r2_of_targets_that_do_not_vary(rng, weighted, dtype):
+    case = make_case(rng, (5, 17, 3), weighted=weighted, dtype=dtype)
+    y = case.y.copy()
+    y[:, 1] = 0.1
+    assert np.isnan(case.net.evaluate(case.X, y, case.weight, metrics=["r2"])["r2"])
+
+
+@pytest.mark.parametrize(
+    ("loss", "n_out", "y"),
+    [
+        ("cross_entropy", 3, np.arange(31) % 2),
+        ("cross_entropy", 2, np.zeros(31, int)),
+        ("binary_cross_entropy", 1, np.ones(31)),
+        ("binary_cross_entropy", 2, np.stack([np.arange(31) % 2, np.zeros(31)], axis=1)),
+        ("binary_cross_entropy", 1, np.linspace(0, 1, 31)),
+    ],
+)
+def test_auc_wants_every_class_before_training(rng, loss, n_out, y):
+    case = make_case(rng, (5, 17, n_out), loss)
+    before = case.net.theta.copy()
+    with pytest.raises(ValueError, match="metrics 'auc' needs validation_data's y to hold"):
+        case.net.fit(case.X, case.y, validation_data=(case.X, y), metrics=["auc"])
+    assert np.array_equal(case.net.theta, before)
+    with pytest.raises(ValueError, match="metrics 'auc' needs y to hold"):
+        case.net.evaluate(case.X, y, metrics=["auc"])
+
+
 def test_curves_on_validation_data(rng):
     case = make_case(rng, (5, 17, 3), "cross_entropy", n_samples=64)
     history = case.net.fit(

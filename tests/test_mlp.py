@@ -75,6 +75,13 @@ def test_networks_train_side_by_side_in_python_threads(rng):
     assert all(np.array_equal(theta, results[0]) for theta in results)
 
 
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("loss", ["poisson", "gaussian_nll"])
+def test_predictions_saturate_quietly(loss):
+    net = fastbp.MLP((1, 2), loss=loss, initializer=1e4)
+    assert np.isinf(net.predict([[1.0]])[0, 1])
+
+
 def test_predictions_do_not_depend_on_the_batch(rng):
     X = rng.normal(size=(2500, 7))
     net = fastbp.MLP((7, 33, 3), activation="logistic", random_state=1)
@@ -91,3 +98,12 @@ def test_activations_stay_finite_and_right_far_out(activation):
         z /= 100
     (f, *_), p = reference.read(activation, reference.ACTIVATIONS)
     np.testing.assert_allclose(net.forward(z[:, None])[:, 0], f(z, p), rtol=1e-12, atol=1e-15)
+
+
+@pytest.mark.parametrize("constant", [0.0, 0.1, 1 / 3, 123.456, 1e6 + 0.1])
+def test_a_feature_that_does_not_vary_keeps_its_scale(rng, constant):
+    X = rng.normal(size=(64, 3))
+    X[:, 1] = constant
+    net = fastbp.MLP((3, 1)).standardize(X)
+    assert net.feature_scale[1] == 1
+    np.testing.assert_allclose(net.feature_scale[[0, 2]], X[:, [0, 2]].std(axis=0))

@@ -33,12 +33,12 @@ CURVES = {
 @pytest.mark.parametrize("name", CURVES)
 def test_curve(name):
     schedule, factor = CURVES[name]
-    rates = learning_rates(schedule, 0.1, EPOCHS, steps=7)
+    rates = learning_rates(schedule, 0.1, 7 * EPOCHS, steps=7)
     np.testing.assert_allclose(rates[:, 0], [0.1 * factor(t) for t in range(EPOCHS)], rtol=1e-12, atol=1e-17)
 
 
 def test_by_step_divides_the_epochs():
-    by_step = learning_rates(schedules.Exponential(0.9, by="step"), 0.1, EPOCHS, steps=4)
+    by_step = learning_rates(schedules.Exponential(0.9, by="step"), 0.1, 4 * EPOCHS, steps=4)
     assert by_step.shape == (EPOCHS, 4)
     np.testing.assert_allclose(by_step.ravel(), 0.1 * 0.9 ** (np.arange(48) / 4))
 
@@ -64,12 +64,56 @@ def test_the_curves_are_those_of_pytorch():
 
 
 def test_one_cycle_rises_and_falls():
-    rates = learning_rates(schedules.OneCycle(), 0.1, 10, steps=100).ravel()
+    rates = learning_rates(schedules.OneCycle(), 0.1, 1000, steps=100).ravel()
     top = int(rates.argmax())
     assert top == 300 and rates[top] == pytest.approx(0.1)
     assert rates[0] == pytest.approx(0.1 / 25)
     assert (np.diff(rates[:top]) > 0).all() and (np.diff(rates[top:]) < 0).all()
     assert rates[-1] < 0.1 / 25 / 100
+
+
+@pytest.mark.parametrize("schedule", [schedules.OneCycle(), schedules.ByStep(np.linspace(0, 0.1, 10).__getitem__)])
+def test_steps_see_the_whole_schedule(rng, schedule):
+    """Ten updates of 64: the schedule's time is theirs, and nothing is asked for after the last."""
+    case, seen = make_case(rng, (5, 7, 3), n_samples=64), Rates()
+    case.net.fit(case.X, case.y, batch_size=1, steps=10, schedule=schedule, callbacks=[seen])
+    np.testing.assert_allclose(seen.rates.ravel()[:10], learning_rates(schedule, 0.001, 10, steps=10).ravel())
+
+
+class Rates(fastbp.Callback):
+    def begin(self, net, controls):
+        self.rates = controls.rates
+
+
+@pytest.mark.parametrize(
+    ("then", "after"),
+    [
+        ("cosine", lambda k: 0.05 * (1 + math.cos(math.pi * k / 32))),
+        (None, lambda k: 0.1),
+        (lambda epoch: 0.3 - 0.01 * epoch, lambda k: 0.3 - 0.01 * (k // 4)),
+        (schedules.ByStep(lambda step: 0.5 - 0.01 * step), lambda k: 0.5 - 0.01 * k),
+        (schedules.WarmUp(2, schedules.Exponential(0.5)), lambda k: 0.1 * (k / 8 if k < 8 else 0.5 ** (k / 4 - 2))),
+    ],
+    ids=["name", "nothing", "callable of the epoch", "callable of the step", "warm-up"],
+)
+def test_warm_up_in_front_of_any(then, after):
+    rates = learning_rates(schedules.WarmUp(2, then), 0.1, 40, steps=4).ravel()
+    expected = [after(0) * k / 8 for k in range(8)] + [after(k) for k in range(32)]
+    np.testing.assert_allclose(rates, expected, rtol=1e-12, atol=1e-17)
+
+
+@pytest.mark.parametrize("name", schedules.BY_NAME)
+def test_a_warm_up_may_take_the_whole_training(name):
+    for epochs in (4, 6):
+        rates = learning_rates(schedules.WarmUp(epochs, name), 0.1, 16, steps=4)
+        assert np.isfinite(rates).all() and (rates <= 0.1).all()
+
+
+def test_a_warm_up_in_front_of_reduce_on_plateau(rng):
+    case = make_case(rng, (5, 17, 3), "cross_entropy")
+    schedule = schedules.WarmUp(2, schedules.ReduceOnPlateau(0.5, patience=3), by="epoch")
+    history = case.net.fit(case.X, case.y, optimizer=fastbp.SGD(1e-15), epochs=10, schedule=schedule)
+    np.testing.assert_allclose(np.array(history.learning_rate) / 1e-15, [0, 0.5, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25])
 
 
 @pytest.mark.parametrize("by", ["epoch", "step"])
@@ -116,10 +160,18 @@ def test_reduce_on_plateau_leaves_a_falling_loss_alone(rng):
         (lambda: schedules.Cosine(-1), ["end", "-1"]),
         (lambda: schedules.Cosine(by="hour"), ["by", "hour"]),
         (lambda: schedules.ReduceOnPlateau(1.5), ["reduction", "1.5"]),
+        (lambda: schedules.FlatCosine(1.0), ["flat", "1.0"]),
+        (lambda: schedules.FlatCosine(-1), ["flat", "-1"]),
+        (lambda: schedules.FlatCosine("x"), ["flat", "x"]),
+        (lambda: schedules.LogCosine(0), ["cycles", "0"]),
+        (lambda: schedules.LogCosine("x"), ["cycles", "x"]),
+        (lambda: schedules.ByStep(0.1), ["rate", "0.1"]),
+        (lambda: schedules.WarmUp(1, "sinus"), ["then", "sinus", "cosine"]),
+        (lambda: schedules.WarmUp(1, 3), ["then", "3"]),
         (lambda: schedules.as_schedule("sinus"), ["schedule", "sinus", "cosine"]),
     ],
 )
 def test_bad_settings_are_refused(make, words):
-    with pytest.raises(ValueError) as error:
+    with pytest.raises((ValueError, TypeError)) as error:
         make()
     assert all(word in str(error.value) for word in words)

@@ -65,7 +65,7 @@ def both(task, **settings):
 
 
 SETTINGS = {
-    "adam": {"epsilon": 1e-15},
+    "adam": {},
     "sgd": {"solver": "sgd", "learning_rate_init": 0.05, "nesterovs_momentum": False},
     "nesterov": {"solver": "sgd", "learning_rate_init": 0.05},
     "plain sgd": {"solver": "sgd", "learning_rate_init": 0.05, "momentum": 0.0},
@@ -78,11 +78,11 @@ SETTINGS = {
         "n_iter_no_change": 2,
         "max_iter": 100,
     },
-    "alpha": {"alpha": 0.3, "epsilon": 1e-15},
-    "batch size": {"batch_size": 50, "epsilon": 1e-15},
-    "tol": {"tol": 0.05, "n_iter_no_change": 2, "max_iter": 300, "epsilon": 1e-15},
-    "early stopping": {"early_stopping": True, "n_iter_no_change": 3, "max_iter": 100, "epsilon": 1e-15},
-    "tanh": {"activation": "tanh", "epsilon": 1e-15},
+    "alpha": {"alpha": 0.3},
+    "batch size": {"batch_size": 50},
+    "tol": {"tol": 0.05, "n_iter_no_change": 2, "max_iter": 300},
+    "early stopping": {"early_stopping": True, "n_iter_no_change": 3, "max_iter": 100},
+    "tanh": {"activation": "tanh"},
 }
 
 
@@ -117,8 +117,25 @@ def test_lbfgs(task):
     assert own.loss_ == pytest.approx(theirs.loss_, rel=1e-6)
 
 
+def test_lbfgs_takes_threads_and_a_device(monkeypatch):
+    opened, open_session = [], fastbp.MLP._session
+    monkeypatch.setattr(fastbp.MLP, "_session", lambda *args: opened.append(args[3:]) or open_session(*args[:3], 2))
+    X, y = make_data("classes")
+    ours.MLPClassifier(solver="lbfgs", threads=2, device="cuda", max_iter=5).fit(X, y)
+    assert opened == [(2, "cuda")]
+
+
+@pytest.mark.parametrize("setting", [{"dropout": 0.1}, {"optimizer": fastbp.Adam()}])
+def test_what_lbfgs_cannot_do_is_refused(setting):
+    X, y = make_data("classes")
+    estimator = ours.MLPClassifier(solver="lbfgs", **setting)
+    with pytest.raises(ValueError, match=f"{next(iter(setting))} is not for solver='lbfgs'"):
+        estimator.fit(X, y)
+    assert not hasattr(estimator, "coefs_")
+
+
 def test_two_real_targets_have_the_same_weights():
-    theirs, own = both("two real", epsilon=1e-15, tol=0)
+    theirs, own = both("two real", tol=0)
     for W, expected in zip(own.coefs_, theirs.coefs_, strict=True):
         np.testing.assert_allclose(W, expected, rtol=1e-4, atol=1e-6)
 
@@ -126,7 +143,7 @@ def test_two_real_targets_have_the_same_weights():
 @pytest.mark.parametrize("solver", ["adam", "sgd"])
 def test_partial_fit_is_scikit_learns(solver):
     X, y = make_data("classes")
-    settings = {"solver": solver, "shuffle": False, "random_state": 0, "epsilon": 1e-15, "learning_rate_init": 0.01}
+    settings = {"solver": solver, "shuffle": False, "random_state": 0, "learning_rate_init": 0.01}
     estimators = neural_network.MLPClassifier(**settings), ours.MLPClassifier(**settings)
     for _ in range(5):
         for estimator in estimators:
@@ -134,6 +151,38 @@ def test_partial_fit_is_scikit_learns(solver):
     theirs, own = estimators
     np.testing.assert_allclose(own.loss_curve_, theirs.loss_curve_, rtol=1e-6)
     assert own.t_ == theirs.t_
+
+
+SGD = {"solver": "sgd", "learning_rate_init": 0.1, "momentum": 0.5, "shuffle": False, "random_state": 0}
+
+
+def test_dead_units_are_scikit_learns():
+    """Where gradients vanish, it matters which root epsilon is added to."""
+    X, y = make_data("classes")
+    settings = {"hidden_layer_sizes": (13, 5), "shuffle": False, "random_state": 3, "max_iter": 100, "tol": 0}
+    curves = [module.MLPClassifier(**settings, epsilon=0.01).fit(X, y).loss_curve_ for module in (neural_network, ours)]
+    np.testing.assert_allclose(*curves, rtol=1e-6)
+
+
+def test_partial_fit_keeps_a_lowered_learning_rate():
+    X, y = make_data("classes")
+    settings = SGD | {"learning_rate": "adaptive", "tol": 0.05, "n_iter_no_change": 2}
+    theirs, own = (module.MLPClassifier(**settings) for module in (neural_network, ours))
+    for _ in range(40):
+        for estimator in (theirs, own):
+            estimator.partial_fit(X, y, classes=[0, 1, 2])
+    assert own._optimizer.learning_rate == theirs._optimizer.learning_rate < 0.1 / 5
+    np.testing.assert_allclose(own.loss_curve_, theirs.loss_curve_, rtol=1e-6)
+
+
+def test_rates_of_inverse_scaling_are_scikit_learns_from_call_to_call():
+    X, y = make_data("classes")
+    settings = SGD | {"learning_rate": "invscaling", "power_t": 0.2, "max_iter": 3, "warm_start": True}
+    theirs, own = (module.MLPClassifier(**settings) for module in (neural_network, ours))
+    for name in ("fit", "fit", "partial_fit", "fit"):
+        for estimator in (theirs, own):
+            getattr(estimator, name)(X, y)
+    np.testing.assert_allclose(own.loss_curve_, theirs.loss_curve_, rtol=1e-6)
 
 
 def test_warm_start_goes_on():
@@ -179,6 +228,63 @@ def test_class_weight_is_a_sample_weight():
     weight = np.choose(y, [3.0, 1.0, 0.5])
     plain = ours.MLPClassifier(random_state=0, max_iter=5).fit(X, y, sample_weight=weight)
     assert weighted.loss_curve_ == plain.loss_curve_
+
+
+def test_class_weight_of_partial_fit_is_a_sample_weight():
+    X, y = make_data("two classes")
+    settings = {"random_state": 0, "shuffle": False}
+    weighted = ours.MLPClassifier(class_weight={"no": 3.0}, **settings)
+    plain = ours.MLPClassifier(**settings)
+    given = np.linspace(1, 2, len(y))
+    for rows in (slice(None), y == "yes"):  # not all classes in each call
+        weighted.partial_fit(X[rows], y[rows], given[rows], classes=["no", "yes"])
+        plain.partial_fit(X[rows], y[rows], (given * np.where(y == "no", 3, 1))[rows], classes=["no", "yes"])
+    assert weighted.loss_curve_ == plain.loss_curve_
+    for junk in ("balanced", "junk"):
+        estimator = ours.MLPClassifier(class_weight=junk)
+        with pytest.raises(ValueError, match=f"class_weight must be a dict or None for partial_fit, it is '{junk}'"):
+            estimator.partial_fit(X, y, classes=["no", "yes"])
+        assert not hasattr(estimator, "classes_")
+
+
+def test_an_optimizer_given_stays_as_it_is():
+    X, y = make_data("classes")
+    optimizer = fastbp.AdamW(0.01)
+    estimator = ours.MLPClassifier((8,), optimizer=optimizer, max_iter=3, random_state=0)
+    first = estimator.fit(X, y).loss_curve_
+    assert estimator.fit(X, y).loss_curve_ == first
+    assert (optimizer._slots, optimizer._step) == (None, 0)
+    step = estimator._optimizer._step
+    assert estimator.partial_fit(X, y)._optimizer._step > step
+    GridSearchCV(estimator, {"hidden_layer_sizes": [(4,), (5, 3)]}, cv=2, error_score="raise").fit(X, y)
+
+
+def test_names_of_activations_may_be_an_array():
+    X, y = make_data("classes")
+    settings = {"hidden_layer_sizes": (8, 4), "max_iter": 3, "random_state": 0}
+    names = ["tanh", "logistic"]
+    of_list, of_array = (ours.MLPClassifier(activation=given, **settings) for given in (names, np.array(names)))
+    assert of_list.fit(X, y).loss_curve_ == of_array.fit(X, y).loss_curve_
+
+
+def test_validation_data_is_checked_like_x():
+    X, y = make_data("classes")
+    frame = pd.DataFrame(X, columns=list("abcdef"))
+    estimator = ours.MLPClassifier(early_stopping=True, max_iter=3)
+    weight = np.ones(len(y))
+    for held_out, message in [
+        ((frame[list("bacdef")], y), "validation_data: .*feature names"),
+        ((frame[list("abc")], y), "validation_data: .*feature names"),
+        ((X[:, :3], y), "validation_data: .*3 features"),
+        ((X, y[1:]), r"inconsistent numbers of samples: \[230, 229\]"),
+        (frame, r"validation_data must be a tuple \(X, y\) or .*, it is a DataFrame"),
+        ((X, y, weight, weight), "it is a tuple of 4"),
+    ]:
+        with warnings.catch_warnings(), pytest.raises(ValueError, match=f"(?s){message}"):
+            warnings.simplefilter("ignore")  # an array has no names, as at predict
+            estimator.fit(frame, y, validation_data=held_out)
+        assert not hasattr(estimator, "coefs_")
+    estimator.fit(frame, y, validation_data=(frame, y, weight))
 
 
 @pytest.mark.parametrize(

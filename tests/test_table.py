@@ -63,6 +63,20 @@ def test_a_column_can_be_read_as_text(table):
     ]
 
 
+def test_blanks_around_cells_do_not_count(table):
+    target = table('x,y,flag\n0,ja ,True\n0, "nein" ,True\n0,"\tja",\n0,ja\t,False\n')
+    assert target.labels("y").tolist() == ["ja", "nein", "ja", "ja"]
+    assert target.frame["flag"].tolist()[:2] == [True, True]
+    with pytest.raises(ValueError, match="line 3, column 'y': the cell is missing"):
+        table('x,y\n0,ja\n0,"  "\n').labels("y")
+
+
+def test_a_column_too_large_to_standardise_is_named(table):
+    with pytest.raises(ValueError, match=r"data\.csv, column 'b': numbers as large as 2e\+200 cannot be standardised"):
+        table("a,b\n1,1e200\n3,-2e200\n").numbers(["a", "b"])
+    assert table("a\n1e100\n2e100\n").numbers(["a"]).max() == 2e100
+
+
 def test_text_among_numbers_is_no_class_unless_told(table):
     target = table("x,y\n0,1.5\n0,n/a\n0,2.5\n")
     with pytest.raises(ValueError, match=r"line 3, column 'y': 'n/a' is not .*--task classification"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import re
 from math import cos, log2, pi
 
 import numpy as np
@@ -58,6 +59,55 @@ def test_encoder_on_a_mixed_table(rng):
     assert not (encoder.transform(new)[0] == encoder.transform(new)[1]).all()
     as_objects = X.to_numpy(dtype=object)
     assert table_encoder(as_objects).fit_transform(as_objects).shape == encoded.shape
+
+
+@pytest.mark.parametrize(
+    "column",
+    [
+        pandas.Series(["a", "1", None, "a"], dtype="string"),
+        pandas.Series(["a", 1, pandas.NA, "a"], dtype=object),
+        pandas.Series(["a", 1, None, "a"], dtype=object),
+        pandas.Series(["a", 1.0, np.nan, "a"], dtype=object),
+        np.array(["a", 1, pandas.NA, "a"], dtype=object),
+    ],
+    ids=["string", "NA", "None", "nan", "array"],
+)
+def test_a_category_is_its_name_and_what_is_missing_is_one_more(column):
+    X = column.to_frame() if isinstance(column, pandas.Series) else column[:, None]
+    encoder = table_encoder(X).fit(X)
+    encoded = encoder.transform(X)
+    assert encoded.shape == (4, 3)
+    assert (encoded[0] == encoded[3]).all()
+    if isinstance(column, pandas.Series):
+        assert (encoder.transform(pandas.DataFrame({0: [1]})) == encoded[1]).all()
+
+
+def test_integers_with_gaps_keep_their_names():
+    X = pandas.DataFrame({"k": pandas.Categorical([1, 2, None, 3])})
+    encoder = table_encoder(X).fit(X)
+    whole = X.dropna()
+    assert (encoder.transform(whole) == encoder.transform(X)[[0, 1, 3]]).all()
+
+
+def test_times_are_numbers():
+    times = pandas.to_datetime(["1970-01-01", "1970-01-02", None, "1970-01-05", "2020-01-01"])
+    X = pandas.DataFrame(
+        {
+            "naive": times,
+            "aware": times.tz_localize("Europe/Berlin"),
+            "span": pandas.to_timedelta([0, 1, None, 4, 9], unit="D"),
+            "period": times.to_period("M"),
+        }
+    )
+    seconds = np.array([0.0, 86400.0, np.nan, 4 * 86400.0, 9 * 86400.0])
+    expected = table_encoder(seconds[:, None]).fit_transform(seconds[:, None])
+    np.testing.assert_allclose(table_encoder(X[["span"]]).fit_transform(X[["span"]]), expected, rtol=1e-12)
+    for name in ("naive", "aware"):
+        encoded = table_encoder(X[[name]]).fit_transform(X[[name]])
+        np.testing.assert_allclose(encoded[:4], expected[:4], rtol=1e-12)
+        assert encoded.shape == expected.shape
+    assert table_encoder(X[["period"]]).fit_transform(X[["period"]]).shape == (5, 3)
+    assert table_encoder(X).fit_transform(X).shape == (5, 3 * 2 + 3)
 
 
 def test_schedules_of_the_recipe():
@@ -204,3 +254,72 @@ def test_early_stopping_on_a_metric(rng, metric):
     assert score == curve[stop.best_epoch]
     with pytest.raises(ValueError, match=f"monitor is 'val_{metric}', but this training has loss alone"):
         case.net.fit(case.X, case.y, callbacks=[stop])
+
+
+QUICK = {"preset": "tabular", "hidden_layer_sizes": (8,), "max_iter": 3, "random_state": 0}
+
+
+def test_partial_fit_is_refused(rng):
+    X, y = make_table(rng, 60)
+    model = MLPRegressor(**QUICK)
+    with pytest.raises(ValueError, match="preset must be None for partial_fit, it is 'tabular'"):
+        model.partial_fit(X, y)
+    before = model.fit(X, y).predict(X)
+    with pytest.raises(ValueError, match="preset must be None for partial_fit"):
+        model.partial_fit(X, y)
+    assert np.array_equal(model.predict(X), before)
+    with pytest.raises(ValueError, match="preset must be None for partial_fit"):
+        MLPClassifier(**QUICK).partial_fit(X, y > 0, classes=[False, True])
+
+
+def test_weights_of_the_validation_data_count(rng):
+    X, y = make_table(rng, 90)
+    weight = np.r_[np.ones(20), np.zeros(10)]
+    scores = [
+        MLPRegressor(**QUICK).fit(X[:60], y[:60], validation_data=held_out).validation_scores_
+        for held_out in [(X[60:], y[60:], weight), (X[60:80], y[60:80]), (X[60:], y[60:])]
+    ]
+    np.testing.assert_allclose(scores[0], scores[1], rtol=1e-6)
+    assert scores[0] != scores[2]
+
+
+def test_samples_of_weight_0_are_left_out(rng):
+    X, y = make_table(rng, 60)
+    weight = np.r_[np.ones(5), np.zeros(55)]
+    model = MLPRegressor(**QUICK).fit(X, y, sample_weight=weight)
+    assert np.isfinite(model.predict(X)).all()
+    assert model.predict(X).max() <= y[:5].max()
+
+
+@pytest.mark.parametrize(
+    ("held_out", "message"),
+    [
+        (lambda X, y: X, "validation_data must be a tuple (X, y) or (X, y, sample_weight), it is a DataFrame"),
+        (
+            lambda X, y: (X, y, y, y),
+            "validation_data must be a tuple (X, y) or (X, y, sample_weight), it is a tuple of 4",
+        ),
+        (lambda X, y: (X, ["new", *y[1:]]), "validation_data's y must hold classes of y, it holds 'new'"),
+        (lambda X, y: (X.to_numpy(), y), "validation_data: X must be a DataFrame, as it was in fit"),
+        (lambda X, y: (X, y[1:]), "inconsistent numbers of samples: [60, 59]"),
+    ],
+    ids=["no tuple", "four", "a new label", "an array", "lengths"],
+)
+def test_bad_validation_data_is_refused(rng, held_out, message):
+    X, y = make_table(rng, 60)
+    labels = np.where(y > 0, "high", "low").tolist()
+    model = MLPClassifier(**QUICK)
+    with pytest.raises(ValueError, match=re.escape(message)):
+        model.fit(X, labels, validation_data=held_out(X, labels))
+    assert not hasattr(model, "coefs_")
+
+
+def test_too_few_samples_and_arrays_for_frames_are_refused(rng):
+    X, y = make_table(rng, 60)
+    with pytest.raises(ValueError, match=r"X must hold at least 2 samples .*, it holds 1"):
+        MLPRegressor(**QUICK).fit(X[:1], y[:1])
+    with pytest.raises(ValueError, match="it holds 1"):
+        MLPRegressor(**QUICK).fit(X, y, sample_weight=np.arange(60) == 7)
+    model = MLPRegressor(**QUICK).fit(X, y)
+    with pytest.raises(TypeError, match="X must be a DataFrame, as it was in fit, it is of type ndarray"):
+        model.predict(X.to_numpy())

@@ -284,3 +284,34 @@ def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
         panels = np.zeros_like(sessions[-1].parameters.W)
         sessions[-1]._pack(case.net.theta, panels)
         np.testing.assert_array_equal(panels, sessions[-1].parameters.W)
+
+
+@pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 3}, {"every": 2}], ids=str)
+def test_divergence_within_an_epoch_keeps_finite_parameters(rng, settings):
+    X, y = 1e10 * rng.normal(size=(130, 3)), 1e10 * rng.normal(size=(130, 2))
+    net = fastbp.MLP((3, 9, 2), random_state=0)
+    before, seen = net.theta.copy(), []
+
+    class Watch(fastbp.Callback):
+        every = settings.get("every")
+
+        def after_updates(self, net, updates, loss):
+            seen.append(net.theta.copy())
+
+    with pytest.raises(fastbp.DivergedError):
+        net.fit(
+            X, y, batch_size=16, optimizer=fastbp.SGD(1e25), steps=settings.get("steps"), callbacks=[Watch()], epochs=3
+        )
+    assert np.array_equal(net.theta, before)
+    assert not seen
+
+
+@pytest.mark.parametrize("penalty", ["l1", "l2"])
+def test_penalties_count_once_in_updates_of_every_size(rng, penalty):
+    """The last update, of 2 samples, goes another way through the kernels."""
+    X, y = rng.normal(size=(130, 3)), rng.normal(size=(130, 2))
+    curves = []
+    for settings in ({"batch_size": 64, "accumulate": 2}, {"batch_size": 128}):
+        net = fastbp.MLP((3, 33, 2), dtype="float64", random_state=0, **{penalty: 0.3})
+        curves.append(net.fit(X, y, shuffle=False, epochs=3, **settings).loss)
+    np.testing.assert_allclose(*curves, rtol=1e-12)

@@ -189,7 +189,12 @@ def test_bad_inputs_of_standardize_are_refused(kind):
 
 @pytest.mark.parametrize(
     ("class_weight", "words"),
-    [({3: 1.0}, ["class_weight", "3"]), ([1.0, 0.0], ["class_weight", "1", "0.0"]), ("even", ["class_weight", "even"])],
+    [
+        ({3: 1.0}, ["class_weight", "3"]),
+        ([1.0, 0.0], ["class_weight", "1", "0.0"]),
+        ("even", ["class_weight", "even"]),
+        (5, ["class_weight", "5"]),
+    ],
 )
 def test_bad_class_weights_are_refused(class_weight, words):
     def call(training):
@@ -243,7 +248,7 @@ def test_an_unknown_optimizer_is_refused_with_the_known_ones(entry):
     def call(training):
         getattr(training.net, entry)(training.X, training.y, optimizer="adma")
 
-    assert_refused(call, ["optimizer", "adma", "sgd", "adam", "adamw"])
+    assert_refused(call, ["optimizer", "adma", "sgd", "adam", "adamw", "lbfgs"])
 
 
 def test_an_unknown_device_is_refused_with_the_known_ones():
@@ -286,6 +291,8 @@ BAD_NETWORKS = [
     ({"activation": "leaky_relu(negative_slope=-1)"}, ["activation", "negative_slope", "-1"]),
     ({"initializer": np.ones(3)}, ["initializer", r"\(3,\)"]),
     ({"initializer": np.nan}, ["initializer", "nan"]),
+    ({"initializer": 1e300}, ["initializer", r"1e\+300", r"e\+38"]),
+    ({"initializer": np.full(53, 1e300)}, ["initializer", "float32"]),
     ({"dtype": "float16"}, ["dtype", "float16", "float32", "float64"]),
     ({"dtype": "int32"}, ["dtype", "int32", "float32", "float64"]),
     ({"dtype": "nonsense"}, ["dtype", "nonsense", "float32", "float64"]),
@@ -344,8 +351,13 @@ def test_nesterov_without_momentum_is_refused():
 
 @pytest.mark.parametrize(
     ("values", "words"),
-    [(np.zeros(3), [r"\(3,\)", r"\(26,\)"]), (np.full(26, np.nan), ["(?i)nan"]), (["a"] * 26, ["str|<U"])],
-    ids=["shape", "NaN", "strings"],
+    [
+        (np.zeros(3), [r"\(3,\)", r"\(26,\)"]),
+        (np.full(26, np.nan), ["(?i)nan"]),
+        (np.full(26, 1e300), ["float32"]),
+        (["a"] * 26, ["str|<U"]),
+    ],
+    ids=["shape", "NaN", "too large", "strings"],
 )
 def test_bad_parameters_are_refused(values, words):
     assert_refused(lambda training: setattr(training.net, "theta", values), ["theta", *words])
@@ -424,6 +436,24 @@ def test_the_form_of_the_data_changes_no_bit(form, loss, dtype, tmp_path):
         evaluation = net.evaluate(X, y, weight)
         results.append((net.theta.tobytes(), net.predict(X).tobytes(), grad.tobytes(), loss_value, evaluation))
     assert results[0] == results[1]
+
+
+def make_table():
+    """Columns of three types, of which NumPy would make objects."""
+    whole = make_whole_numbers("squared_error")[0]
+    return pd.DataFrame({"a": whole[:, 0], "b": whole[:, 1] > 4, "c": pd.array(whole[:, 2].astype(int), dtype="Int64")})
+
+
+def test_a_table_of_several_numeric_types_is_numbers():
+    table, net = make_table(), fastbp.MLP((N_IN, 2), random_state=0)
+    assert np.array_equal(net.predict(table), net.predict(table.astype(np.float64).to_numpy()))
+
+
+@pytest.mark.parametrize(
+    ("column", "words"), [(["x"] * N_SAMPLES, ["object"]), (pd.array([None, *[1] * 11], dtype="Int64"), ["NaN.*0, 2"])]
+)
+def test_a_table_of_other_things_is_refused(column, words):
+    assert_refused(lambda training: training.net.predict(make_table().assign(c=column)), [r"\bX\b", *words])
 
 
 def test_training_leaves_the_callers_arrays_alone():

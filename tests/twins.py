@@ -14,6 +14,7 @@ from copy import deepcopy
 
 import numpy as np
 from cases import OPTIMIZERS, make_case, optimizer, relative_error, specs
+from numba import cuda
 
 import fastbp
 from fastbp import training
@@ -44,6 +45,7 @@ CASES: dict[str, tuple[dict, dict]] = {
     "input_noise": ({"input_noise": 0.3}, {}),
     "max_norm": ({"max_norm": 0.7}, {}),
     "scale_inputs": ({"scale_inputs": True}, {}),
+    "residual over the samples": ({"sizes": (6, 6, 6, 2), "residual": True}, {}),
     "residual": ({"sizes": (5, 9, 9, 9, 2), "residual": True}, {}),
     "layer_norm": ({"sizes": (5, 9, 9, 2), "normalization": "layer_norm(epsilon=0.1)"}, {}),
     "rms_norm": ({"sizes": (5, 9, 9, 2), "normalization": "rms_norm(epsilon=0.2)", "residual": True}, {}),
@@ -110,6 +112,7 @@ def train(case, device, settings):
     state, step = settings["optimizer"].state(net.n_parameters, net.dtype)
     return {
         "theta": net.theta,
+        "outputs": net.forward(case.X if device == "cpu" else cuda.to_device(case.X)),
         "loss": np.array(history.loss),
         "state": state.ravel(),
         "moving": net._moving.ravel(),

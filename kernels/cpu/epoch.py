@@ -205,7 +205,7 @@ def backpropagate(network, parameters, data, work, optimizer, first, n_rows, wei
             call_norms(network.at.norms, (network, parameters, thread, n_threads))
         barrier(work.sync, n_threads)
     if l1 > 0 or l2 > 0:
-        for penalty in work.penalty:
+        for penalty in work.penalty[int(in_memory)]:
             loss += penalty
     if in_memory and optimizer.mode != NONE:
         clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
@@ -228,8 +228,21 @@ def count_wrong(x):
 
 
 @entry
-def publish(network, parameters, run, thread, n_threads):
-    """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
+def publish(network, parameters, work, run, thread, n_threads):
+    """Write parameters and optimizer state into ``run.theta`` and ``run.slots``, unless a parameter is not finite;
+    returns whether that is so.
+    """
+    size = parameters.W.size
+    begin, end = size * thread // n_threads, size * (thread + 1) // n_threads
+    work.wrong[thread] = count_wrong(view(parameters.W, begin, end - begin))
+    barrier(work.sync, n_threads)
+    diverged = False
+    for other in range(n_threads):
+        diverged = diverged or work.wrong[other] > 0
+    if thread == 0:
+        run.cursor[DIVERGED] = diverged
+    if diverged:
+        return True
     convert(network.layers, run.theta, parameters.W, np.int64(0), thread, n_threads)
     for k in range(len(run.slots)):
         convert(network.layers, run.slots[k], parameters.slots[k], np.int64(0), thread, n_threads)
@@ -238,6 +251,7 @@ def publish(network, parameters, run, thread, n_threads):
             for unit in range(parameters.moving.shape[1]):
                 run.moving[k, unit] = parameters.moving[k, unit]
         run.cursor[PUBLISHED] = run.cursor[STEP]
+    return False
 
 
 @entry
@@ -282,18 +296,11 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
         weight_sum += weight
         position += rows
         if position == n_samples and not diverged:
-            size = parameters.W.size
-            begin, end = size * thread // n_threads, size * (thread + 1) // n_threads
-            share = view(parameters.W, begin, end - begin)
-            work.wrong[thread] = count_wrong(share)
             if thread == 0:
                 run.loss[epoch] = loss_sum / weight_sum
                 run.cursor[STEP] = step
-            barrier(work.sync, n_threads)
-            for other in range(n_threads):
-                diverged = diverged or work.wrong[other] > 0
+            diverged = publish(network, parameters, work, run, thread, n_threads)
             if not diverged:
-                publish(network, parameters, run, thread, n_threads)
                 epoch, position = epoch + 1, 0
     if thread == 0:
         run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step

@@ -1,12 +1,12 @@
 """A network at work on the CPU: memory, threads, and the calls of the entry points."""
 
+import math
 import os
-import threading
 from collections import defaultdict
 from typing import Any
 
 import numpy as np
-from numba import typeof
+from numba import config, typeof
 
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
@@ -36,10 +36,11 @@ FLOPS_PER_THREAD = 700_000
 #: ... where updating a parameter takes as long as this many of them.
 UPDATE_FLOPS = 50
 
-N_CORES = os.cpu_count() or 1
+#: Those that this process may use, or as many as NUMBA_NUM_THREADS says.
+N_CORES = config.NUMBA_NUM_THREADS
 _addresses: dict[np.dtype, Addresses] = {}
+_compiled: set[tuple[Any, np.dtype]] = set()
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
-_idle_lock = threading.Lock()
 # Threads do not survive a fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle_teams.clear)
@@ -117,9 +118,10 @@ class Session:
         block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
         n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
         n_blocks = max(n_blocks, self.n_threads)
-        with _idle_lock:
-            idle = _idle_teams[self.n_threads]
-            self._team = idle.pop() if idle else Team(self.n_threads)
+        try:
+            self._team = _idle_teams[self.n_threads].pop()
+        except IndexError:
+            self._team = Team(self.n_threads)
         n_panels = sum(-(-layer.n_out // width) for layer in layers)
         n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
         strip_size = VECTORS.panels * STRIP_LINES * width
@@ -142,7 +144,7 @@ class Session:
             loss=np.zeros(rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=strip,
-            penalty=np.zeros(max(n_strips, n_panels)),
+            penalty=np.zeros((2, max(n_strips, n_panels))),
             lines=lines,
             columns=columns,
             square=square,
@@ -175,9 +177,21 @@ class Session:
     def __enter__(self) -> "Session":
         return self
 
-    def __exit__(self, *exception) -> None:
-        with _idle_lock:
-            _idle_teams[self.n_threads].append(self._team)
+    def __exit__(self, exception: type | None, *_) -> None:
+        if exception is not None:
+            self._team.settle()
+        _idle_teams[self.n_threads].append(self._team)
+
+    def _run_on_team(self, entry: Any, *args: Any) -> None:
+        """Run an entry point on all threads; it is compiled here at first, since a thread that fails to would leave the
+        others waiting.
+        """
+        dtype = self.topology.dtype
+        if (entry, dtype) not in _compiled:
+            ahead.wait(dtype)
+            entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
+            _compiled.add((entry, dtype))
+        self._team.run(entry, *args)
 
     def _find_hooks(self) -> Addresses:
         """Compile all hooks, whatever this network wants: the next one will want another."""
@@ -280,8 +294,7 @@ class Session:
 
     def train(self, max_updates: int, max_epochs: int) -> Progress:
         """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
-        ahead.wait(self.topology.dtype)
-        self._team.run(
+        self._run_on_team(
             epoch.train,
             self.network,
             self.parameters,
@@ -308,18 +321,20 @@ class Session:
 
     @property
     def running_loss(self) -> float:
-        """Mean training loss of the running epoch so far, or of the one that has just ended."""
-        return float(self._run.sums[0] / self._run.sums[1])
+        """Mean training loss of the running epoch so far, or of the one that has just ended; NaN without weight."""
+        loss, weight = self._run.sums.tolist()
+        return loss / weight if weight else math.nan
 
     @property
     def losses(self) -> np.ndarray:
         """Mean training loss of each epoch."""
         return self._run.loss
 
-    def publish(self) -> None:
-        """Write everything as it stands to where `start` was told to."""
-        self._team.run(epoch.publish, self.network, self.parameters, self._run)
+    def publish(self) -> bool:
+        """Write everything as it stands to where `start` was told to, unless a parameter is not finite."""
+        self._run_on_team(epoch.publish, self.network, self.parameters, self.work, self._run)
         self._moving[:] = self._run.moving[:, self._units]
+        return not self._run.cursor[epoch.DIVERGED]
 
     def collect(self) -> None:
         """Bring what was published to where `start` was told to: it has been written there at once."""
@@ -364,8 +379,7 @@ class Session:
         return float(losses.sum()) / data.total_weight
 
     def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
-        ahead.wait(self.topology.dtype)
-        self._team.run(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
+        self._run_on_team(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
 
 
 def _activation(activation: Choice | Custom | None, dtype: np.dtype) -> tuple[int, int, float]:
@@ -392,7 +406,7 @@ def compile_loop(dtype: str) -> None:
     hook: Any = Hook
     team: Any = Team
     hook._address = lambda self, kinds: 0
-    team.run = lambda self, function, *args: function.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
+    team.run = lambda *args: None
     topology = Topology(
         layer_sizes=(1, 1),
         activations=(),

@@ -1,6 +1,7 @@
 """A team of threads that meet at a barrier inside kernels."""
 
 import threading
+import weakref
 from collections.abc import Callable
 from queue import SimpleQueue
 
@@ -44,7 +45,7 @@ class Team:
     Parameters
     ----------
     size : int
-        Number of threads, the caller's included.
+        Number of threads; a single one is the caller's.
 
     Attributes
     ----------
@@ -56,31 +57,81 @@ class Team:
         self.size = size
         self.sync = np.zeros(SYNC_SIZE, np.int64)
         self.workspace, self.state = Arena(), Arena()
-        self._calls: list[SimpleQueue] = [SimpleQueue() for _ in range(size - 1)]
-        self._done: SimpleQueue = SimpleQueue()
-        for thread, calls in enumerate(self._calls, start=1):
-            threading.Thread(target=self._work, args=(thread, calls), daemon=True).start()
-
-    def _work(self, thread: int, calls: SimpleQueue) -> None:
-        while True:
-            function, args = calls.get()
-            error = None
-            try:
-                function(*args, thread, self.size)
-            except BaseException as caught:  # handed to the caller, who would wait forever
-                error = caught
-            self._done.put(error)
-            del function, args
+        if size == 1:
+            return
+        calls: list[SimpleQueue] = [SimpleQueue() for _ in range(size)]
+        done: SimpleQueue = SimpleQueue()
+        self._calls = calls[0]
+        # The threads know nothing of their team, and end with it.
+        weakref.finalize(self, self._calls.put, None).atexit = False
+        threading.Thread(target=_lead, args=(calls, done), daemon=True).start()
+        for thread in range(1, size):
+            threading.Thread(target=_follow, args=(thread, size, calls[thread], done), daemon=True).start()
 
     def run(self, function: Callable, *args) -> None:
-        """Call ``function(*args, thread, size)`` on every thread, and return when all are done."""
-        for calls in self._calls:
-            calls.put((function, args))
-        errors = []
+        """Call ``function(*args, thread, size)`` on every thread, and return when all are done.
+
+        An exception may reach the caller at any moment, Ctrl-C above all. It takes no part in the work, therefore, and
+        hands it over in one step; a call that it has left alone goes on, and the next one comes after it.
+        """
+        if self.size == 1:
+            function(*args, 0, 1)
+            return
+        call = _Call(function, args)
+        self._calls.put(call)
         try:
-            function(*args, 0, self.size)
-        finally:
-            errors = [self._done.get() for _ in self._calls]
-        for error in errors:
-            if error is not None:
-                raise error
+            call.done.get()
+        except BaseException:
+            if not call.is_done:  # otherwise it came after the answer had been taken
+                call.done.get()
+            raise
+        if call.errors:
+            raise call.errors[0]
+
+    def settle(self) -> None:
+        """Wait until what an exception has left alone is done."""
+        self.run(_nothing)
+
+
+def _nothing(thread: int, size: int) -> None:
+    pass
+
+
+class _Call:
+    """What a team has been asked for, and what came of it."""
+
+    def __init__(self, function: Callable, args: tuple):
+        self.function, self.args = function, args
+        self.errors: list[BaseException] = []
+        self.is_done = False
+        self.done: SimpleQueue = SimpleQueue()
+
+    def share(self, thread: int, size: int) -> None:
+        """One thread's part; what it raises is kept for the caller, who would wait forever."""
+        try:
+            self.function(*self.args, thread, size)
+        except BaseException as error:
+            self.errors.append(error)
+
+
+def _lead(calls: list[SimpleQueue], done: SimpleQueue) -> None:
+    """Be thread 0 of a team: pass on what comes in, and answer when all are done."""
+    while True:
+        call = calls[0].get()
+        for others in calls[1:]:
+            others.put(call)
+        if call is None:
+            return
+        call.share(0, len(calls))
+        for _ in calls[1:]:
+            done.get()
+        call.is_done = True
+        call.done.put(None)
+        del call
+
+
+def _follow(thread: int, size: int, calls: SimpleQueue, done: SimpleQueue) -> None:
+    while (call := calls.get()) is not None:
+        call.share(thread, size)
+        done.put(None)
+        del call

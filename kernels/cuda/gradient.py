@@ -173,7 +173,11 @@ def make_update(dtype, update_of, name: str | None):
         for i in range(chunk[FIRST] + thread, chunk[FIRST] + chunk[COUNT], THREADS):
             grad, part = collect(memory, i, n_slices, penalty, scale)
             own += part
-            grad = min(max(grad * rule.clip[0], -rule.limit), rule.limit)
+            grad *= rule.clip[0]
+            if grad > rule.limit:  # not by min and max, which take a limit for NaN
+                grad = rule.limit
+            elif grad < -rule.limit:
+                grad = -rule.limit
             update_of(rule.code, (memory.theta, memory.slots, i, grad, h))
         if penalty.l1 > zero or penalty.l2 > zero:
             own = over_block(shared, thread, own)

@@ -112,8 +112,9 @@ class Session:
         self._table, self._sizes = layout.layer_table(self._layers, codes, self._rows)
         self._loss, self._loss_of = loss_of(topology)
         self._noise = topology.input_noise
-        self._reads_samples = self._layers[0].kind == DENSE and self._noise == 0
-        if self._rows < self.update_rows or not self._reads_samples:
+        adds_samples = any(row[layout.KIND] == SUM and row[layout.SKIP] == 0 for row in self._table)
+        self._wants_samples_gathered = self._layers[0].kind != DENSE or adds_samples
+        if self._rows < self.update_rows or not self._reads_samples(training=True):
             fused = False
         self._plan = make_plan(self._layers, self._sizes.theta, self._rows, self._dtype, precision, fused)
         self._graph_steps = graph_steps
@@ -419,7 +420,7 @@ class Session:
             self._output_delta(samples, chunk, self._reports, part, blocks)
             part += blocks
             self._backward(samples, chunk)
-            args = self._network, self._memory, samples, chunk, self._tiles, int(self._reads_samples)
+            args = self._network, self._memory, samples, chunk, self._tiles, int(self._reads_samples(training=True))
             grid = len(self._plan.tiles), self._plan.n_slices
             self._launch(gradient.make_gradient, (tile,), grid, *args, threads=tile.threads)
 
@@ -443,10 +444,14 @@ class Session:
             args = memory, self._cursor, step, self._shares
             self._launch(epoch.make_average, (), self._grid(memory.theta.size), *args)
 
+    def _reads_samples(self, training: bool) -> bool:
+        """Whether the first product reads samples where they lie; otherwise a chunk's are gathered first."""
+        return not (self._wants_samples_gathered or (training and self._noise > 0))
+
     def _forward(self, samples: Samples, chunk: Chunk, training: int) -> None:
         """Take a chunk through all layers."""
         network, memory, rows = self._network, self._memory, chunk.n_rows
-        reads_samples = self._layers[0].kind == DENSE and (self._reads_samples or not training)
+        reads_samples = self._reads_samples(bool(training))
         grid: int | tuple[int, int]
         if not reads_samples:
             noise = self._dtype.type(self._noise if training else 0)
@@ -522,26 +527,32 @@ class Session:
             self.published_step, self._is_collected = int(report[epoch.UPDATES]), False
         return Progress(self._epoch, self._position, bool(diverged))
 
-    def _download(self, state: Any) -> None:
-        """Write the state to where `start` was told to."""
+    def _download(self, state: Any) -> bool:
+        """Write the state to where `start` was told to, unless a parameter is not finite."""
         theta, moving, slots = self._targets
         flat = self._fetch(state)
         size, n_moving = self._sizes.theta, self._sizes.moving
+        if not np.isfinite(flat[:size]).all():
+            return False
         layout.unpack(self._layers, flat, theta)
         layout.unpack_moving(self._layers, flat[size : size + n_moving], moving)
         for k, slot in enumerate(slots):
             layout.unpack(self._layers, flat[n_moving + (k + 1) * size :], slot)
+        return True
 
     @property
     def running_loss(self) -> float:
-        """Mean training loss of the running epoch so far, or of the one that has just ended."""
-        return float(self._sums[0] / self._sums[1])
+        """Mean training loss of the running epoch so far, or of the one that has just ended; NaN without weight."""
+        loss, weight = self._sums.tolist()
+        return loss / weight if weight else np.nan
 
-    def publish(self) -> None:
-        """Write everything as it stands to where `start` was told to."""
+    def publish(self) -> bool:
+        """Write everything as it stands to where `start` was told to, unless a parameter is not finite."""
         with compat.device_errors():
-            self._download(self._state)
-        self.published_step, self._is_collected = self._step, True
+            written = self._download(self._state)
+        if written:
+            self.published_step, self._is_collected = self._step, True
+        return written
 
     def collect(self) -> None:
         """Bring the state of the last finite epoch to where `start` was told to, unless it is there."""
