@@ -52,15 +52,14 @@ def test_an_interrupted_call_comes_to_its_end(times):
 
 
 def test_threads_end_with_their_team():
-    before = threading.active_count()
+    before = set(threading.enumerate())
     team = Team(3)
-    assert threading.active_count() == before + 3
+    threads = set(threading.enumerate()) - before
+    assert len(threads) == 3
     del team
-    for _ in range(100):
-        if threading.active_count() == before:
-            break
-        time.sleep(0.01)
-    assert threading.active_count() == before
+    for thread in threads:
+        thread.join(10)
+        assert not thread.is_alive()
 
 
 def test_interruptions_leave_no_trace(rng):
