@@ -35,13 +35,14 @@ class Program:
         )
 
     def output(self) -> str:
-        """What it has printed, once it is done; fails where it has."""
+        """What it has printed, once it is done, with ``errors`` beside it; fails where it has."""
         code = self._running.wait()
         texts = []
         for file in (self._output, self._errors):
             file.seek(0)
             texts.append(file.read())
         assert code == 0, "\n".join(texts)
+        self.errors = texts[1]
         return texts[0]
 
     def stop(self) -> None:
