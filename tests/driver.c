@@ -1,6 +1,6 @@
-/* A CUDA driver for machines without a GPU, for test_driver.py: device memory is the host's, and a launch computes
-   nothing. What a real driver would refuse is refused, or reported as a line on stderr that begins with "driver:".
-   Functions are as in cuda.h; handles are small numbers. */
+/* A CUDA driver for machines without a GPU, for test_driver.py: device memory is the host's, what is asked for is done at
+   once, and launches are run by ptx.c. What a real driver would refuse is refused, or reported as a line on stderr that
+   begins with "driver:". Functions are as in cuda.h. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <stdarg.h>
@@ -12,15 +12,16 @@
 typedef int Result;
 typedef uint64_t Address;
 typedef void *Handle;
-enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, CAPTURING = 900 };
-enum { PINNED = 1, MAX_ALLOCATIONS = 1 << 20, MULTIPROCESSORS = 132, MAX_GRID_Y = 65535, MAX_THREADS = 1024 };
+enum { SUCCESS = 0, INVALID_VALUE = 1, OUT_OF_MEMORY = 2, INVALID_CONTEXT = 201, NOT_FOUND = 500, ILLEGAL_ADDRESS = 700,
+       CAPTURING = 900 };
+enum { PINNED = 1, MAX_ALLOCATIONS = 1 << 20, MULTIPROCESSORS = 132, MAX_GRID_Y = 65535 };
 
-static const size_t MEMORY = (size_t)1 << 34;
+static const size_t MEMORY = 1 << 28;
 static struct { Address first; size_t size; int live, pinned; } allocations[MAX_ALLOCATIONS];
 static int n_allocations;
 static size_t used;
 static Handle capturing; /* the stream, if any */
-static long launches, captured;
+static long launches;
 static uintptr_t last_handle = 64;
 static __thread Handle contexts[64];
 static __thread int n_contexts;
@@ -34,6 +35,8 @@ static void report(const char *format, ...)
     fputc('\n', stderr);
     va_end(arguments);
 }
+
+#include "ptx.c"
 
 static Result new_handle(Handle *handle)
 {
@@ -65,7 +68,7 @@ Result cuDeviceTotalMem(size_t *size, int device) { return *size = MEMORY, SUCCE
 Result cuDeviceGetAttribute(int *value, int attribute, int device)
 {
     switch (attribute) {
-    case 1: *value = MAX_THREADS; break;
+    case 1: *value = MOST_THREADS; break;
     case 8: *value = 49152; break;            /* bytes of shared memory */
     case 10: *value = 32; break;              /* threads of a warp */
     case 16: *value = MULTIPROCESSORS; break;
@@ -109,9 +112,7 @@ static Result allocate(Address *address, size_t size, int pinned)
         return INVALID_VALUE;
     if (used + size > MEMORY)
         return OUT_OF_MEMORY;
-    void *memory = aligned_alloc(512, (size + 511) / 512 * 512);
-    memset(memory, 0xff, size); /* NaN */
-    allocations[n_allocations].first = *address = (Address)memory;
+    allocations[n_allocations].first = *address = pinned ? (Address)malloc(size) : place(size, ALIGNMENT);
     allocations[n_allocations].size = size;
     allocations[n_allocations].pinned = pinned;
     allocations[n_allocations++].live = 1;
@@ -119,30 +120,34 @@ static Result allocate(Address *address, size_t size, int pinned)
     return SUCCESS;
 }
 
-/* Memory is not used again, so that whatever is wrong about an address shows. */
 static Result release(Address address, int pinned)
 {
     for (int i = n_allocations - 1; i >= 0; i--)
         if (allocations[i].first == address && allocations[i].live && allocations[i].pinned == pinned) {
             allocations[i].live = 0;
             used -= allocations[i].size;
+            if (!pinned)
+                mark(address, allocations[i].size, MISSING);
             return SUCCESS;
         }
     report("what is freed is not there");
     return INVALID_VALUE;
 }
 
-static Result check(const char *name, Address address, size_t size)
+/* What is in the device's memory is there, and what is read has been written. */
+static Result check(const char *name, Address address, size_t size, int reads)
 {
-    for (int i = n_allocations - 1; i >= 0; i--)
-        if (address >= allocations[i].first && address < allocations[i].first + allocations[i].size) {
-            if (allocations[i].live && address + size <= allocations[i].first + allocations[i].size)
-                return SUCCESS;
-            report("%s of %zu bytes %s", name, size, allocations[i].live ? "past the end" : "after they were freed");
-            return INVALID_VALUE;
+    const struct Word *word = find(address, size);
+    if (!word) {
+        report("%s of %zu bytes that are not in one array of the device's", name, size);
+        return INVALID_VALUE;
+    }
+    for (size_t k = 0; reads && k < size / WORD; k++)
+        if (word[k].written.time == UNWRITTEN) {
+            report("%s of %zu bytes, of which nobody has written number %zu", name, size, k * WORD);
+            break;
         }
-    report("%s of what is not in the device's memory", name);
-    return INVALID_VALUE;
+    return SUCCESS;
 }
 
 Result cuMemGetInfo(size_t *free, size_t *total)
@@ -172,18 +177,21 @@ Result cuMemFreeHost(void *address)
     return release((Address)address, PINNED);
 }
 
-static Result copy(const char *name, void *target, const void *source, size_t size, int to_device, int from_device)
+static Result copy(void *target, const void *source, size_t size, int to_device, int from_device)
 {
     IN_CONTEXT("a copy")
     NOT_CAPTURED("a copy")
-    if ((to_device && check(name, (Address)target, size)) || (from_device && check(name, (Address)source, size)))
+    if ((to_device && check("a copy", (Address)target, size, 0)) ||
+        (from_device && check("a copy", (Address)source, size, 1)))
         return INVALID_VALUE;
     memmove(target, source, size);
+    if (to_device)
+        mark((Address)target, size, now);
     return SUCCESS;
 }
-Result cuMemcpyHtoD(void *target, void *source, size_t size) { return copy("a copy", target, source, size, 1, 0); }
-Result cuMemcpyDtoH(void *target, void *source, size_t size) { return copy("a copy", target, source, size, 0, 1); }
-Result cuMemcpyDtoD(void *target, void *source, size_t size) { return copy("a copy", target, source, size, 1, 1); }
+Result cuMemcpyHtoD(void *target, void *source, size_t size) { return copy(target, source, size, 1, 0); }
+Result cuMemcpyDtoH(void *target, void *source, size_t size) { return copy(target, source, size, 0, 1); }
+Result cuMemcpyDtoD(void *target, void *source, size_t size) { return copy(target, source, size, 1, 1); }
 Result cuMemcpyHtoDAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyHtoD(target, source, size); }
 Result cuMemcpyDtoHAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyDtoH(target, source, size); }
 Result cuMemcpyDtoDAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyDtoD(target, source, size); }
@@ -191,8 +199,9 @@ Result cuMemsetD8(void *target, unsigned char value, size_t size)
 {
     IN_CONTEXT("cuMemsetD8")
     NOT_CAPTURED("cuMemsetD8")
-    if (check("cuMemsetD8", (Address)target, size))
+    if (check("cuMemsetD8", (Address)target, size, 0))
         return INVALID_VALUE;
+    mark((Address)target, size, now);
     return memset(target, value, size), SUCCESS;
 }
 Result cuMemsetD8Async(void *target, unsigned char value, size_t size, Handle stream) { return cuMemsetD8(target, value, size); }
@@ -209,6 +218,8 @@ Result cuPointerGetAttributes(unsigned count, int *attributes, void **values, Ad
 }
 
 /* ---- streams, events and graphs ------------------------------------------------------------- */
+
+static struct Graph { int n; struct Launch *launches; } *graph; /* that is captured */
 
 Result cuStreamCreate(Handle *stream, unsigned flags)
 {
@@ -240,24 +251,29 @@ Result cuStreamBeginCapture(Handle stream, int mode)
 {
     IN_CONTEXT("cuStreamBeginCapture")
     NOT_CAPTURED("cuStreamBeginCapture")
-    return capturing = stream, captured = 0, SUCCESS;
+    graph = calloc(1, sizeof *graph);
+    return capturing = stream, SUCCESS;
 }
-Result cuStreamEndCapture(Handle stream, Handle *graph)
+Result cuStreamEndCapture(Handle stream, Handle *captured)
 {
-    if (stream != capturing || captured == 0)
-        report("cuStreamEndCapture of %ld launches", captured);
+    if (stream != capturing || graph->n == 0)
+        report("cuStreamEndCapture of %d launches", graph->n);
     capturing = 0;
-    return new_handle(graph);
+    return *captured = graph, SUCCESS;
 }
-Result cuGraphInstantiate(Handle *executable, Handle graph, unsigned long long flags) { return new_handle(executable); }
-Result cuGraphInstantiateWithFlags(Handle *executable, Handle graph, unsigned long long flags) { return new_handle(executable); }
-Result cuGraphDestroy(Handle graph) { return SUCCESS; }
+Result cuGraphInstantiate(Handle *executable, Handle captured, unsigned long long flags) { return *executable = captured, SUCCESS; }
+Result cuGraphInstantiateWithFlags(Handle *executable, Handle captured, unsigned long long flags) { return *executable = captured, SUCCESS; }
+Result cuGraphDestroy(Handle captured) { return SUCCESS; }
 Result cuGraphExecDestroy(Handle executable) { return SUCCESS; }
-Result cuGraphLaunch(Handle executable, Handle stream)
+Result cuGraphLaunch(struct Graph *executable, Handle stream)
 {
     IN_CONTEXT("cuGraphLaunch")
     NOT_CAPTURED("cuGraphLaunch")
-    return launches++, SUCCESS;
+    Result result = SUCCESS;
+    launches++;
+    for (int k = 0; k < executable->n && result == SUCCESS; k++)
+        result = run_launch(&executable->launches[k]);
+    return result;
 }
 Result cuEventCreate(Handle *event, unsigned flags)
 {
@@ -284,36 +300,53 @@ Result cuEventElapsedTime(float *milliseconds, Handle begin, Handle end) { retur
 Result cuLibraryLoadData(Handle *library, const void *code, void *a, void *b, unsigned n, void *c, void *d, unsigned m)
 {
     NOT_CAPTURED("cuLibraryLoadData")
-    return new_handle(library);
+    return *library = load(code), SUCCESS;
 }
 Result cuLibraryUnload(Handle library) { return SUCCESS; }
-Result cuLibraryGetKernel(Handle *kernel, Handle library, const char *name) { return *kernel = strdup(name), SUCCESS; }
+Result cuLibraryGetKernel(Handle *kernel, struct Program *library, const char *name)
+{
+    library->name = strdup(name);
+    return *kernel = library, SUCCESS;
+}
 Result cuLibraryGetModule(Handle *module, Handle library) { return *module = library, SUCCESS; }
 Result cuKernelGetFunction(Handle *function, Handle kernel) { return *function = kernel, SUCCESS; }
-Result cuKernelGetLibrary(Handle *library, Handle kernel) { return new_handle(library); }
-Result cuKernelGetAttribute(int *value, int attribute, Handle kernel, int device) { return *value = attribute ? 32 : 256, SUCCESS; }
-Result cuFuncGetAttribute(int *value, int attribute, Handle function) { return *value = attribute ? 32 : 256, SUCCESS; }
+Result cuKernelGetLibrary(Handle *library, Handle kernel) { return *library = kernel, SUCCESS; }
+Result cuKernelGetAttribute(int *value, int attribute, struct Program *kernel, int device)
+{
+    return *value = attribute ? 32 : kernel->head.n_threads, SUCCESS;
+}
+Result cuFuncGetAttribute(int *value, int attribute, Handle function) { return cuKernelGetAttribute(value, attribute, function, 0); }
 
-struct Launch { unsigned grid[3], block[3], shared; Handle stream, attributes; unsigned n_attributes; };
+struct Configuration { unsigned grid[3], block[3], shared; Handle stream, attributes; unsigned n_attributes; };
 
-Result cuLaunchKernelEx(struct Launch *launch, Handle kernel, void **parameters, void **extra)
+Result cuLaunchKernelEx(struct Configuration *configuration, struct Program *kernel, void **parameters, void **extra)
 {
     IN_CONTEXT("a launch")
-    const unsigned *grid = launch->grid, *block = launch->block;
-    launches++, captured++;
-    if (!launch->stream || (capturing && launch->stream != capturing))
-        report("%s is launched on another stream", (char *)kernel);
-    if (!grid[0] || !grid[1] || grid[1] > MAX_GRID_Y || grid[2] != 1 || !block[0] || block[0] > MAX_THREADS) {
-        report("%s is launched with a grid of %u x %u blocks of %u", (char *)kernel, grid[0], grid[1], block[0]);
+    const unsigned *grid = configuration->grid, *block = configuration->block;
+    launches++;
+    if (!configuration->stream || (capturing && configuration->stream != capturing))
+        report("%s is launched on another stream", kernel->name);
+    if (!grid[0] || !grid[1] || grid[1] > MAX_GRID_Y || grid[2] != 1 || !block[0] || block[0] > kernel->head.n_threads) {
+        report("%s is launched with a grid of %u x %u blocks of %u", kernel->name, grid[0], grid[1], block[0]);
         return INVALID_VALUE;
     }
-    return SUCCESS;
+    struct Launch launch = {kernel, {grid[0], grid[1]}, block[0], calloc(kernel->head.n_parameters + 1, sizeof(u64))};
+    for (u64 k = 0; k < kernel->head.n_parameters; k++)
+        memcpy(&launch.arguments[k], parameters[k], kernel->parameters[k].size);
+    if (capturing) {
+        graph->launches = realloc(graph->launches, ++graph->n * sizeof launch);
+        graph->launches[graph->n - 1] = launch;
+        return SUCCESS;
+    }
+    Result result = run_launch(&launch);
+    free(launch.arguments);
+    return result;
 }
 Result cuLaunchKernel(Handle kernel, unsigned x, unsigned y, unsigned z, unsigned threads, unsigned by, unsigned bz,
                       unsigned shared, Handle stream, void **parameters, void **extra)
 {
-    struct Launch launch = {{x, y, z}, {threads, by, bz}, shared, stream, 0, 0};
-    return cuLaunchKernelEx(&launch, kernel, parameters, extra);
+    struct Configuration configuration = {{x, y, z}, {threads, by, bz}, shared, stream, 0, 0};
+    return cuLaunchKernelEx(&configuration, kernel, parameters, extra);
 }
 long driver_launches(void) { return launches; }
 long driver_memory(void) { return used; }

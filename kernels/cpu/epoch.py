@@ -227,22 +227,22 @@ def count_wrong(x):
     return wrong
 
 
-@entry
-def publish(network, parameters, work, run, thread, n_threads):
-    """Write parameters and optimizer state into ``run.theta`` and ``run.slots``, unless a parameter is not finite;
-    returns whether that is so.
-    """
+@inlined
+def are_finite(parameters, work, thread, n_threads):
+    """Whether all parameters are."""
     size = parameters.W.size
     begin, end = size * thread // n_threads, size * (thread + 1) // n_threads
     work.wrong[thread] = count_wrong(view(parameters.W, begin, end - begin))
     barrier(work.sync, n_threads)
-    diverged = False
+    wrong = 0
     for other in range(n_threads):
-        diverged = diverged or work.wrong[other] > 0
-    if thread == 0:
-        run.cursor[DIVERGED] = diverged
-    if diverged:
-        return True
+        wrong += work.wrong[other]
+    return wrong == 0
+
+
+@routine
+def write(network, parameters, run, thread, n_threads):
+    """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
     convert(network.layers, run.theta, parameters.W, np.int64(0), thread, n_threads)
     for k in range(len(run.slots)):
         convert(network.layers, run.slots[k], parameters.slots[k], np.int64(0), thread, n_threads)
@@ -251,7 +251,15 @@ def publish(network, parameters, work, run, thread, n_threads):
             for unit in range(parameters.moving.shape[1]):
                 run.moving[k, unit] = parameters.moving[k, unit]
         run.cursor[PUBLISHED] = run.cursor[STEP]
-    return False
+
+
+@entry
+def publish(network, parameters, work, run, thread, n_threads):
+    """Write them as they stand, or set ``run.cursor[DIVERGED]`` if one is not finite."""
+    if are_finite(parameters, work, thread, n_threads):
+        write(network, parameters, run, thread, n_threads)
+    elif thread == 0:
+        run.cursor[DIVERGED] = 1
 
 
 @entry
@@ -299,8 +307,9 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
             if thread == 0:
                 run.loss[epoch] = loss_sum / weight_sum
                 run.cursor[STEP] = step
-            diverged = publish(network, parameters, work, run, thread, n_threads)
+            diverged = not are_finite(parameters, work, thread, n_threads)
             if not diverged:
+                write(network, parameters, run, thread, n_threads)
                 epoch, position = epoch + 1, 0
     if thread == 0:
         run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step

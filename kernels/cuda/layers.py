@@ -90,7 +90,8 @@ def make_normalize_rows(dtype, finish, name: str | None):
         square = over_lanes(shared, lane, thread, square, False)
         deviation = one / math.sqrt(square / type(mean)(n) + network.numbers[depth, EPSILON])
         if inside:
-            memory.statistics[layer[STATISTICS] + row] = deviation
+            if lane == 0:
+                memory.statistics[layer[STATISTICS] + row] = deviation
             key = key_of(chunk)
             for k in range(lane, stride, LANES):
                 x = (memory.a[place + k] - mean) * deviation if k < n else zero
