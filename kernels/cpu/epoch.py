@@ -33,7 +33,7 @@ from .team import barrier
 # compile it once more.
 
 # Optimizer.mode.
-FUSED, CLIPPED, NONE = range(3)
+FUSED, IN_MEMORY, CLIPPED, NONE = range(4)
 # Words of Run.cursor.
 EPOCH, POSITION, STEP, DIVERGED, PUBLISHED = range(5)
 
@@ -52,8 +52,8 @@ class Optimizer(NamedTuple):
     clip_norm, clip_value : float
         Largest global norm of a gradient, and largest size of a number in it; infinite for none.
     mode : int
-        ``FUSED`` to update with no look at the whole gradient, ``CLIPPED`` to clip it first, ``NONE`` to leave it in
-        ``Parameters.grad[0]``.
+        ``FUSED`` to update from each tile of the gradient at once, ``IN_MEMORY`` to write the whole gradient to
+        ``Parameters.grad`` first, ``CLIPPED`` to clip it there, ``NONE`` to leave it in its first row.
     """
 
     code: int
@@ -161,7 +161,8 @@ def take_blocks(network, parameters, data, work, base, first, begin, end, key, s
 def backpropagate(network, parameters, data, work, optimizer, first, n_rows, weight, key, share, thread, n_threads):
     """Both phases of an update over ``n_rows`` samples of that weight from position ``first``; returns their mean loss.
 
-    With ``optimizer.mode`` ``FUSED`` the parameters are updated, otherwise the gradient is in ``parameters.grad[0]``.
+    With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way of ``parameters.grad[0]``,
+    where ``NONE`` leaves the gradient.
 
     A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
     whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations never
@@ -205,7 +206,7 @@ def backpropagate(network, parameters, data, work, optimizer, first, n_rows, wei
             call_norms(network.at.norms, (network, parameters, thread, n_threads))
         barrier(work.sync, n_threads)
     if l1 > 0 or l2 > 0:
-        for penalty in work.penalty[int(in_memory)]:
+        for penalty in work.penalty:
             loss += penalty
     if in_memory and optimizer.mode != NONE:
         clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
@@ -228,19 +229,19 @@ def count_wrong(x):
 
 
 @inlined
-def are_finite(parameters, work, thread, n_threads):
-    """Whether all parameters are."""
+def is_wrong(parameters, work, thread, n_threads):
+    """Whether a parameter is not finite."""
     size = parameters.W.size
     begin, end = size * thread // n_threads, size * (thread + 1) // n_threads
     work.wrong[thread] = count_wrong(view(parameters.W, begin, end - begin))
     barrier(work.sync, n_threads)
-    wrong = 0
+    wrong = False
     for other in range(n_threads):
-        wrong += work.wrong[other]
-    return wrong == 0
+        wrong = wrong or work.wrong[other] > 0
+    return wrong
 
 
-@routine
+@entry
 def write(network, parameters, run, thread, n_threads):
     """Write parameters and optimizer state into ``run.theta`` and ``run.slots``."""
     convert(network.layers, run.theta, parameters.W, np.int64(0), thread, n_threads)
@@ -256,18 +257,19 @@ def write(network, parameters, run, thread, n_threads):
 @entry
 def publish(network, parameters, work, run, thread, n_threads):
     """Write them as they stand, or set ``run.cursor[DIVERGED]`` if one is not finite."""
-    if are_finite(parameters, work, thread, n_threads):
+    diverged = is_wrong(parameters, work, thread, n_threads)
+    if not diverged:
         write(network, parameters, run, thread, n_threads)
-    elif thread == 0:
-        run.cursor[DIVERGED] = 1
+    if thread == 0:
+        run.cursor[DIVERGED] = diverged
 
 
 @entry
 def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
     """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
 
-    Preconditions: WT is the transpose of W; ``parameters.grad`` has a row if an update has more than ``chunk_rows``
-    rows or ``optimizer.mode`` is not ``FUSED``.
+    Preconditions: WT is the transpose of W; ``parameters.grad`` has rows, or ``optimizer.mode`` is ``FUSED`` and no
+    update has more than ``chunk_rows`` rows.
     """
     control = flush_subnormals()
     n_samples = len(data.X)
@@ -307,7 +309,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
             if thread == 0:
                 run.loss[epoch] = loss_sum / weight_sum
                 run.cursor[STEP] = step
-            diverged = not are_finite(parameters, work, thread, n_threads)
+            diverged = is_wrong(parameters, work, thread, n_threads)
             if not diverged:
                 write(network, parameters, run, thread, n_threads)
                 epoch, position = epoch + 1, 0

@@ -287,7 +287,7 @@ def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, 
                         transpose_rows(parameters, layer, panel, first, last)
                 else:
                     keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
-            work.penalty[0, before + number] = penalty
+            work.penalty[before + number] = penalty
         begin, end, before = begin - n_strips, end - n_strips, before + n_strips
 
 
@@ -362,7 +362,7 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
                 grad[i] += other[i]
         if network.layers[depth, KIND] == DENSE and (l1 > 0 or l2 > 0):
             size = grad.size - width
-            work.penalty[1, number] = penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
+            work.penalty[number] = penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
 
 
 def square_norms(network, parameters, thread, n_threads):

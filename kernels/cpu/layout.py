@@ -156,8 +156,8 @@ class Workspace(NamedTuple):
         Loss of each slice of a batch of many chunks, or of the batch as each thread has summed it.
     strip : 2-D (n_threads, ...)
         Each thread's part of the gradient on its way to the update.
-    penalty : float64 (2, ...)
-        What each strip, and what each panel, of the weights adds to the loss.
+    penalty : float64
+        What each strip, or panel, of the weights adds to the loss.
     lines : 3-D (n_threads, 3, ...)
         Each thread's lines of a panel.
     columns : 3-D (n_threads, 3, ...)

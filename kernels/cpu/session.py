@@ -144,7 +144,7 @@ class Session:
             loss=np.zeros(rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=strip,
-            penalty=np.zeros((2, max(n_strips, n_panels))),
+            penalty=np.zeros(max(n_strips, n_panels)),
             lines=lines,
             columns=columns,
             square=square,
@@ -254,8 +254,10 @@ class Session:
             code = OPTIMIZERS[update.rule].code
         n_slots, size, n_groups = len(slots), self.parameters.W.size, len(update.hyper)
         if mode is None:
-            mode = epoch.CLIPPED if min(update.clip_norm, update.clip_value) < np.inf else epoch.FUSED
-        grad_rows = self._n_slices if mode != epoch.FUSED or self._n_slices > 1 else 0
+            mode = epoch.FUSED if self._n_slices == 1 else epoch.IN_MEMORY
+            if min(update.clip_norm, update.clip_value) < np.inf:
+                mode = epoch.CLIPPED
+        grad_rows = 0 if mode == epoch.FUSED else self._n_slices
         panels, grad, average = self._team.state.zeros(
             dtype, (n_slots, size), (grad_rows, size), (0 if update.average_decay is None else size,)
         )
