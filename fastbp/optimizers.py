@@ -364,6 +364,7 @@ class CustomOptimizer(Optimizer):
     settings: Sequence[float] = ()
 
     def __post_init__(self) -> None:
+        self._rule = CustomRule(compiled("update", self.update), self.n_slots)
         super().__post_init__()
         wanted = f"update must be a function (theta, grad, slots, h) that gives theta and {self.n_slots} slots"
         h = float(self.learning_rate), 1.0, *self.hyper
@@ -382,10 +383,6 @@ class CustomOptimizer(Optimizer):
         _numbers("settings", self.settings)
         if len(self.settings) > N_HYPER:
             raise ValueError(f"settings must be at most {N_HYPER} numbers, it has {len(self.settings)}")
-
-    def reset(self) -> None:
-        super().reset()
-        self._rule = CustomRule(compiled("update", self.update), self.n_slots)
 
     @property
     def rule(self) -> CustomRule:

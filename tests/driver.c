@@ -1,5 +1,5 @@
-/* A CUDA driver for machines without a GPU, for test_driver.py: device memory is the host's, what is asked for is done at
-   once, and launches are run by ptx.c. What a real driver would refuse is refused, or reported as a line on stderr that
+/* A CUDA driver for machines without a GPU, for test_driver.py: device memory is the host's, and whatever is asked for
+   is done at once, launches by ptx.c. What a real driver would refuse is refused, or reported as a line on stderr that
    begins with "driver:". Functions are as in cuda.h. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
@@ -82,7 +82,10 @@ Result cuDevicePrimaryCtxRetain(Handle *context, int device) { return *context =
 Result cuDevicePrimaryCtxRelease(int device) { return SUCCESS; }
 Result cuDevicePrimaryCtxGetState(int device, unsigned *flags, int *active) { return *flags = 0, *active = 1, SUCCESS; }
 Result cuCtxGetCurrent(Handle *context) { return *context = n_contexts ? contexts[n_contexts - 1] : 0, SUCCESS; }
-Result cuCtxSetCurrent(Handle context) { return contexts[n_contexts ? n_contexts - 1 : n_contexts++] = context, SUCCESS; }
+Result cuCtxSetCurrent(Handle context)
+{
+    return contexts[n_contexts ? n_contexts - 1 : n_contexts++] = context, SUCCESS;
+}
 Result cuCtxPushCurrent(Handle context) { return contexts[n_contexts++] = context, SUCCESS; }
 Result cuCtxPopCurrent(Handle *context)
 {
@@ -192,9 +195,18 @@ static Result copy(void *target, const void *source, size_t size, int to_device,
 Result cuMemcpyHtoD(void *target, void *source, size_t size) { return copy(target, source, size, 1, 0); }
 Result cuMemcpyDtoH(void *target, void *source, size_t size) { return copy(target, source, size, 0, 1); }
 Result cuMemcpyDtoD(void *target, void *source, size_t size) { return copy(target, source, size, 1, 1); }
-Result cuMemcpyHtoDAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyHtoD(target, source, size); }
-Result cuMemcpyDtoHAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyDtoH(target, source, size); }
-Result cuMemcpyDtoDAsync(void *target, void *source, size_t size, Handle stream) { return cuMemcpyDtoD(target, source, size); }
+Result cuMemcpyHtoDAsync(void *target, void *source, size_t size, Handle stream)
+{
+    return cuMemcpyHtoD(target, source, size);
+}
+Result cuMemcpyDtoHAsync(void *target, void *source, size_t size, Handle stream)
+{
+    return cuMemcpyDtoH(target, source, size);
+}
+Result cuMemcpyDtoDAsync(void *target, void *source, size_t size, Handle stream)
+{
+    return cuMemcpyDtoD(target, source, size);
+}
 Result cuMemsetD8(void *target, unsigned char value, size_t size)
 {
     IN_CONTEXT("cuMemsetD8")
@@ -204,8 +216,14 @@ Result cuMemsetD8(void *target, unsigned char value, size_t size)
     mark((Address)target, size, now);
     return memset(target, value, size), SUCCESS;
 }
-Result cuMemsetD8Async(void *target, unsigned char value, size_t size, Handle stream) { return cuMemsetD8(target, value, size); }
-Result cuPointerGetAttribute(void *value, int attribute, Address address) { return *(Address *)value = address, SUCCESS; }
+Result cuMemsetD8Async(void *target, unsigned char value, size_t size, Handle stream)
+{
+    return cuMemsetD8(target, value, size);
+}
+Result cuPointerGetAttribute(void *value, int attribute, Address address)
+{
+    return *(Address *)value = address, SUCCESS;
+}
 Result cuPointerGetAttributes(unsigned count, int *attributes, void **values, Address address)
 {
     for (unsigned k = 0; k < count; k++)
@@ -226,7 +244,10 @@ Result cuStreamCreate(Handle *stream, unsigned flags)
     IN_CONTEXT("cuStreamCreate")
     return new_handle(stream);
 }
-Result cuStreamCreateWithPriority(Handle *stream, unsigned flags, int priority) { return cuStreamCreate(stream, flags); }
+Result cuStreamCreateWithPriority(Handle *stream, unsigned flags, int priority)
+{
+    return cuStreamCreate(stream, flags);
+}
 Result cuStreamDestroy(Handle stream)
 {
     if (stream == capturing)
@@ -261,8 +282,14 @@ Result cuStreamEndCapture(Handle stream, Handle *captured)
     capturing = 0;
     return *captured = graph, SUCCESS;
 }
-Result cuGraphInstantiate(Handle *executable, Handle captured, unsigned long long flags) { return *executable = captured, SUCCESS; }
-Result cuGraphInstantiateWithFlags(Handle *executable, Handle captured, unsigned long long flags) { return *executable = captured, SUCCESS; }
+Result cuGraphInstantiate(Handle *executable, Handle captured, unsigned long long flags)
+{
+    return *executable = captured, SUCCESS;
+}
+Result cuGraphInstantiateWithFlags(Handle *executable, Handle captured, unsigned long long flags)
+{
+    return *executable = captured, SUCCESS;
+}
 Result cuGraphDestroy(Handle captured) { return SUCCESS; }
 Result cuGraphExecDestroy(Handle executable) { return SUCCESS; }
 Result cuGraphLaunch(struct Graph *executable, Handle stream)
@@ -315,7 +342,10 @@ Result cuKernelGetAttribute(int *value, int attribute, struct Program *kernel, i
 {
     return *value = attribute ? 32 : kernel->head.n_threads, SUCCESS;
 }
-Result cuFuncGetAttribute(int *value, int attribute, Handle function) { return cuKernelGetAttribute(value, attribute, function, 0); }
+Result cuFuncGetAttribute(int *value, int attribute, Handle function)
+{
+    return cuKernelGetAttribute(value, attribute, function, 0);
+}
 
 struct Configuration { unsigned grid[3], block[3], shared; Handle stream, attributes; unsigned n_attributes; };
 
@@ -326,7 +356,8 @@ Result cuLaunchKernelEx(struct Configuration *configuration, struct Program *ker
     launches++;
     if (!configuration->stream || (capturing && configuration->stream != capturing))
         report("%s is launched on another stream", kernel->name);
-    if (!grid[0] || !grid[1] || grid[1] > MAX_GRID_Y || grid[2] != 1 || !block[0] || block[0] > kernel->head.n_threads) {
+    int is_grid = grid[0] && grid[1] && grid[1] <= MAX_GRID_Y && grid[2] == 1;
+    if (!is_grid || !block[0] || block[0] > kernel->head.n_threads) {
         report("%s is launched with a grid of %u x %u blocks of %u", kernel->name, grid[0], grid[1], block[0]);
         return INVALID_VALUE;
     }

@@ -1,33 +1,33 @@
-"""The CUDA engine through numba-cuda down to a driver that runs its kernels on the host, and the same on the CPU.
+"""Trainings by the CUDA engine through numba-cuda down to a driver, and the same on the CPU.
 
-Prints how many launches each training has made, and how far apart the engines end; what the driver reports is on stderr.
+``python tests/ptx.py tests/launches.py``, with a driver that runs kernels on the host, prints how many launches each
+has made, and how far apart the engines end; what the driver reports is on stderr.
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import warnings
+from functools import partial
 from unittest.mock import patch
 
 import numpy as np
-import ptx
 from cases import make_case, relative_error
+from numba import cuda
+from twins import difference
 
-DRIVER = ptx.load_driver()  # before numba-cuda looks for another
+import fastbp
+from fastbp.kernels.cuda import feed
 
-from numba import cuda  # noqa: E402
-from twins import difference  # noqa: E402
-
-import fastbp  # noqa: E402
-from fastbp.kernels.cuda import feed  # noqa: E402
-
+DRIVER = ctypes.CDLL("libcuda.so.1")
 rng = np.random.default_rng(0)
 X, y = rng.normal(size=(200, 20)).astype(np.float32), rng.integers(0, 4, 200)
 
 
-def fit(device, X=X, y=y, sizes=(20, 30, 4), **settings):
+def fit(device, X=X, y=y, sizes=(20, 60, 40, 4), **settings):
     net = fastbp.MLP(sizes, loss="cross_entropy", dropout=0.1, random_state=0)
-    net.fit(X, y, device=device, batch_size=16, epochs=3, progress=False, **settings)
+    net.fit(X, y, device=device, batch_size=60, epochs=3, progress=False, **settings)
     return net
 
 
@@ -47,16 +47,14 @@ def streamed(device):
 def resident(device):
     there = (cuda.to_device(X), cuda.to_device(y)) if device == "cuda" else (X, y)
     net = fit(device, *there)
-    return np.concatenate([net.theta, net.predict(there[0]), [net.evaluate(*there)["loss"]]])
+    return np.concatenate([net.theta, net.predict(there[0]).ravel(), [net.evaluate(*there)["loss"]]])
 
 
 def first_step(device, precision):
     case = make_case(np.random.default_rng(0), (5, 10, 9, 3), n_samples=13, dtype="float32")
     before = case.net.theta.copy()
-    settings = {"precision": precision} if device == "cuda" else {}
-    case.net.fit(
-        case.X, case.y, device=device, batch_size=13, epochs=1, optimizer=fastbp.SGD(1.0), progress=False, **settings
-    )
+    settings = {"batch_size": 13, "epochs": 1, "optimizer": fastbp.SGD(1.0), "progress": False}
+    case.net.fit(case.X, case.y, device=device, precision=precision if device == "cuda" else None, **settings)
     return case.net.theta - before
 
 
@@ -71,29 +69,34 @@ def too_large():
     assert np.array_equal(net.theta, before)
 
 
-TRAININGS = {"fused": fused, "by layers": by_layers, "streamed": streamed, "resident": resident}
+# With what they compute in.
+TRAININGS = {
+    "fused": (fused, "float32"),
+    "by layers": (by_layers, "float32"),
+    "streamed": (streamed, "float32"),
+    "resident": (resident, "float32"),
+    "tf32": (partial(first_step, precision="tf32"), "tf32"),
+    "bf16": (partial(first_step, precision="bf16"), "bf16"),
+}
 TWINS = {
     "float32": ("all at once", "accumulate", "residual over the samples", "layer_norm", "batch_norm"),
-    "float64": ("dropout", "weights", "optimizer adam"),
+    "float64": ("dropout", "optimizer adam"),
 }
+
+
+def count(train, *args):
+    """What a training returns, and its launches."""
+    before = DRIVER.driver_launches()
+    return train(*args), DRIVER.driver_launches() - before
 
 
 def main():
     warnings.simplefilter("ignore")
-    launches, differences = {}, []
-
-    def count(name, train, *args):
-        before = DRIVER.driver_launches()
-        result = train(*args)
-        launches[name] = DRIVER.driver_launches() - before
-        return result
-
-    for name, train in TRAININGS.items():
-        differences.append((name, "float32", relative_error(count(name, train, "cuda"), train("cpu"))))
-    count("too large", too_large)
-    for precision in ("tf32", "bf16"):
-        steps = [first_step(device, precision) for device in ("cuda", "cpu")]
-        differences.append(("first step", precision, relative_error(*steps)))
+    ours = {name: count(train, "cuda") for name, (train, _) in TRAININGS.items()}
+    launches = {name: n for name, (_, n) in ours.items()} | {"too large": count(too_large)[1]}
+    differences = [
+        (name, precision, relative_error(ours[name][0], train("cpu"))) for name, (train, precision) in TRAININGS.items()
+    ]
     differences += [(name, dtype, difference(name, dtype)) for dtype, names in TWINS.items() for name in names]
     print(json.dumps({"launches": launches, "differences": differences}))
 
