@@ -34,7 +34,7 @@ def test_compiled_kernels_train_like_the_cpu(report):
 
 def test_launches_stay_in_their_budget(report):
     counts = report["launches"]
-    steps = 3 * 4
+    steps = 3 * 10
     # An epoch begins and ends with a few launches, and its steps are in graphs but for the first of each size.
     assert all(0 < counts[name] < steps * 10 for name in ("fused", "by layers", "streamed", "resident"))
     assert counts["fused"] < counts["by layers"]
