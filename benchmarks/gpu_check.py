@@ -346,8 +346,8 @@ def carry_out(connection: Any, group: Group, seed: Sequence[int]) -> None:
             connection.send(row._replace(comparison=row.comparison + " (large tiles)" * group.large_tiles))
 
 
-def rows_of(group: Group, seed: Sequence[int]) -> list[Row]:
-    """The rows of a group, and one that fails if it does not come to its end."""
+def rows_of(group: Group, seed: Sequence[int], patience: float | None) -> list[Row]:
+    """The rows of a group, and one that fails if it does not come to its end, or if one is waited for too long."""
     context = multiprocessing.get_context("spawn")
     connection, theirs = context.Pipe(duplex=False)
     process = context.Process(target=carry_out, args=(theirs, group, seed))
@@ -355,10 +355,10 @@ def rows_of(group: Group, seed: Sequence[int]) -> list[Row]:
     theirs.close()
     rows: list[Row] = []
     try:
-        while connection.poll(ROW_PATIENCE):
+        while connection.poll(patience):
             rows.append(connection.recv())
         process.kill()
-        rows.append(Row(f"the rest of {group.name}", None, 0.0, f"no answer for {ROW_PATIENCE:.0f} s"))
+        rows.append(Row(f"the rest of {group.name}", None, 0.0, f"no answer for {patience} s"))
     except EOFError:
         process.join()
         if process.exitcode:
@@ -386,7 +386,8 @@ def correctness(options: argparse.Namespace, simulated: bool, skipped: dict[str,
     else:
         skipped["every row and option"] = "tests/twins.py, which has the cases, is not here"
     with ThreadPoolExecutor(1 if simulated else GROUPS_AT_ONCE) as pool:
-        yield from pool.map(rows_of, groups, [(options.seed, k) for k in range(len(groups))])
+        seeds, patience = [(options.seed, k) for k in range(len(groups))], None if simulated else ROW_PATIENCE
+        yield from pool.map(partial(rows_of, patience=patience), groups, seeds)
 
 
 # ---- fastbp and its peers on the GPU ------------------------------------------------------------
@@ -992,7 +993,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(error, file=sys.stderr)
         sys.exit(2)
     host = machine.describe() | {"device": describe_gpu(), "driver": driver()}
-    faulthandler.dump_traceback_later(END, exit=True)
+    if not simulated:
+        faulthandler.dump_traceback_later(END, exit=True)
     host["versions"]["numba-cuda"] = metadata.version("numba-cuda")
     settings = {"rounds": ROUNDS, "seconds": options.seconds, "quick": options.quick}
     record = {"host": host, "seed": options.seed, "settings": settings, "skipped": {}, "correctness": [], "results": []}

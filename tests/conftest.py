@@ -5,7 +5,7 @@ import zlib
 import numpy as np
 import pytest
 
-import fastbp.backend
+import fastbp
 
 
 def pytest_addoption(parser):
@@ -33,8 +33,11 @@ def programs_of(session):
 
 
 def pytest_collection_finish(session):
-    if not session.config.option.collectonly:
-        for program in programs_of(session):
+    programs = programs_of(session)
+    if programs and not session.config.option.collectonly:
+        for dtype in ("float32", "float64"):  # compiled once, instead of by every program at the same time
+            fastbp.MLP((1, 1), dtype=dtype).fit([[0.0]], [0.0], epochs=1)
+        for program in programs:
             program.start()
 
 
