@@ -641,7 +641,8 @@ class MLP:
             metrics = ["accuracy"] if self._loss.targets in CLASSES else []
         chosen = choose(metrics, self._loss.targets)
         data = self._data(X, y, sample_weight)
-        check_targets(chosen, "y", self._scored(data), self.layer_sizes[-1])
+        if chosen:
+            check_targets(chosen, "y", self._scored(data), self.layer_sizes[-1])
         with self._session_for(data.X, min(EVALUATION_ROWS, len(data.X))) as session:
             return self._scores(session, data, chosen)
 

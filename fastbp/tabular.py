@@ -268,11 +268,17 @@ def train_committee(
     def members(last_epoch: int | None = None) -> list[tuple[MLP, History]]:
         trained = []
         for k, (chosen, rest) in enumerate(folds):
-            ending: dict[str, Any] = {"held_out": (X[rest], y[rest], sample_weight[rest])}
-            if last_epoch is not None:
-                ending = {"last_epoch": last_epoch}
-            weight = sample_weight[chosen]
-            trained.append(train(X[chosen], y[chosen], sample_weight=weight, seed=seed + k, **ending, **settings))
+            held_out = (X[rest], y[rest], sample_weight[rest]) if last_epoch is None else None
+            one = train(
+                X[chosen],
+                y[chosen],
+                held_out=held_out,
+                last_epoch=last_epoch,
+                sample_weight=sample_weight[chosen],
+                seed=seed + k,
+                **settings,
+            )
+            trained.append(one)
         return trained
 
     trained = members()
