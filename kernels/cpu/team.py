@@ -1,8 +1,12 @@
 """A team of threads that meet at a barrier inside kernels."""
 
+import ctypes
+import os
+import sys
 import threading
 import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from queue import SimpleQueue
 
 import numpy as np
@@ -18,6 +22,8 @@ ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
 #: busy machine that hands the core to a stranger for a whole time slice of milliseconds.
 SPINS = 2000
 NAP_MICROSECONDS = 50
+#: Tells the core that a thread runs on.
+_core_of_thread = getattr(ctypes.PyDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
 
 
 @routine
@@ -105,13 +111,32 @@ class _Call:
         self.errors: list[BaseException] = []
         self.is_done = False
         self.done: SimpleQueue = SimpleQueue()
+        self._cores: set[int] = set()
 
     def share(self, thread: int, size: int) -> None:
         """One thread's part; what it raises is kept for the caller, who would wait forever."""
         try:
+            self._part()
             self.function(*self.args, thread, size)
         except BaseException as error:
             self.errors.append(error)
+
+    def _part(self) -> None:
+        """Go to another core if one of the team is on this one, and be free again.
+
+        Threads that are woken together may be put on the core of the one that woke them. They would take turns on it,
+        a step of the team lasting as long as a nap, until the system spreads them: some 100 ms on Linux.
+        """
+        if _core_of_thread is None:
+            return
+        core = _core_of_thread()
+        if core in self._cores:
+            with suppress(OSError):  # not everybody may choose
+                allowed = os.sched_getaffinity(0)
+                os.sched_setaffinity(0, allowed - self._cores or allowed)
+                os.sched_setaffinity(0, allowed)
+                core = _core_of_thread()
+        self._cores.add(core)
 
 
 def _lead(calls: list[SimpleQueue], done: SimpleQueue) -> None:
