@@ -56,16 +56,22 @@ def nesterov_of_steps(theta, grad, slots, h):
 
 
 @register_jitable
+def bias_correction(beta, step):
+    """1 - beta**step, without the power where it is below exp(-40), and the difference is 1."""
+    return 1.0 if step * (1.0 - beta) > 40.0 else 1.0 - beta**step
+
+
+@register_jitable
 def adam_prepare(h, hyper, learning_rate, step):
     """Bias corrections folded: m_hat/(sqrt(v_hat) + eps) = (m/c1) / (sqrt(v)/sqrt(c2) + eps).
 
     An epsilon below 0 is added to sqrt(v) instead, as in scikit-learn.
     """
     beta1, beta2, epsilon, weight_decay = hyper[0], hyper[1], hyper[2], hyper[3]
-    h[0] = learning_rate / (1.0 - beta1**step)
+    h[0] = learning_rate / bias_correction(beta1, step)
     h[1] = 1.0 - beta1
     h[2] = 1.0 - beta2
-    h[3] = 1.0 / math.sqrt(1.0 - beta2**step)
+    h[3] = 1.0 / math.sqrt(bias_correction(beta2, step))
     h[4] = epsilon if epsilon > 0.0 else -epsilon * h[3]
     h[5] = learning_rate * weight_decay
 
