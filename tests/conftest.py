@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 import fastbp
+from fastbp.kernels.cpu import session
 
 
 def pytest_addoption(parser):
@@ -16,6 +17,12 @@ def pytest_addoption(parser):
 def rng(request):
     """A random generator of the test's own, from its name and --seed."""
     return np.random.default_rng([request.config.getoption("--seed"), zlib.crc32(request.node.name.encode())])
+
+
+@pytest.fixture(params=[np.inf, -np.inf], ids=["samples", "units"])
+def lanes(request, monkeypatch):
+    """What lies in the lanes of a network that leaves the choice."""
+    monkeypatch.setattr(session, "PANELS_START", request.param)
 
 
 @pytest.fixture(autouse=True, scope="session")

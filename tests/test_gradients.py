@@ -25,6 +25,7 @@ def assert_matches_oracle(case):
     assert relative_error(actual_grad, grad) < tolerance
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("draw", range(90))
 def test_random_network(rng, draw, dtype):
@@ -49,6 +50,7 @@ def test_random_network(rng, draw, dtype):
     assert_matches_oracle(case)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("n_samples", BATCHES)
 @pytest.mark.parametrize("width", WIDTHS)
@@ -59,6 +61,7 @@ def test_every_width_with_every_batch(rng, width, n_samples, dtype):
     assert_matches_oracle(case)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("by_batch", [False, True])
 @pytest.mark.parametrize("penalty", ["l1", "l2"])
@@ -96,6 +99,7 @@ def test_finite_differences(rng, activation, loss, soft):
     assert relative_error(directions @ grad, slopes(case, directions)) < 1e-7
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
 @pytest.mark.parametrize("loss", LOSS_SPECS)
 def test_gradient_of_a_batch_is_the_mean_over_its_samples(rng, loss, weighted):

@@ -19,6 +19,7 @@ def train(case, threads=1, **settings):
     return case.net.theta.tobytes(), tuple(history.loss)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 @pytest.mark.parametrize(
     "settings",

@@ -70,6 +70,7 @@ def assert_trains_like_oracle(case, name, *, batch_size, epochs, accumulate=1, s
     assert relative_error(case.net.theta, theta) < tolerance
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("name", TABLE)
 @pytest.mark.parametrize("net", NETS)
@@ -79,6 +80,7 @@ def test_fifty_steps(rng, net, name, dtype):
     assert_trains_like_oracle(case, name, batch_size=-(-len(case.X) // 5), epochs=10)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("name", ["momentum", "nesterov_of_steps", "adam"])
 @pytest.mark.parametrize(
     "settings",
@@ -103,6 +105,7 @@ def test_minibatches(rng, settings, name):
     assert_trains_like_oracle(case, name, **settings)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize(
     "class_weight", [{0: 3.0, 2: 0.5}, [3.0, 1.0, 0.5], "balanced"], ids=["dict", "list", "balanced"]
 )
@@ -134,6 +137,7 @@ def test_dropout_of_one_layer_drops_in_no_other(rng):
     assert len({theta.tobytes() for theta in thetas}) == 4
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("by_batch", [False, True])
 @pytest.mark.parametrize("settings", [{}, {"clip_norm": 0.3}], ids=["fused", "clipped"])
 def test_penalties(rng, settings, by_batch):
@@ -141,6 +145,7 @@ def test_penalties(rng, settings, by_batch):
     assert_trains_like_oracle(case, "adam", batch_size=8, epochs=10, **settings)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("weighted", [False, True], ids=["mean", "weighted mean"])
 def test_accumulated_batches_equal_one_large_batch(rng, weighted):
     case = make_case(rng, (7, 33, 17, 3), n_samples=50, weighted=weighted)
@@ -162,6 +167,7 @@ def test_accumulated_batches_equal_one_large_batch(rng, weighted):
     assert relative_error(*thetas) < 1e-12
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("name", TABLE)
 def test_optimizer_instance_continues(rng, name):
     """Five epochs and five more are ten epochs, to the last bit, shuffling included."""
@@ -272,6 +278,7 @@ def test_callback_stops(rng):
     assert history.val_loss == []
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
 def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
@@ -286,6 +293,7 @@ def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
         np.testing.assert_array_equal(panels, sessions[-1].parameters.W)
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("settings", [{"steps": 1}, {"steps": 3}, {"every": 2}], ids=str)
 def test_divergence_within_an_epoch_keeps_finite_parameters(rng, settings):
     X, y = 1e10 * rng.normal(size=(130, 3)), 1e10 * rng.normal(size=(130, 2))
@@ -306,6 +314,7 @@ def test_divergence_within_an_epoch_keeps_finite_parameters(rng, settings):
     assert not seen
 
 
+@pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("penalty", ["l1", "l2"])
 def test_penalties_count_once_in_updates_of_every_size(rng, penalty):
     """The last update, of 2 samples, goes another way through the kernels."""

@@ -9,6 +9,7 @@ import numpy as np
 
 import fastbp
 from fastbp.backend import Data, Update, open_session
+from fastbp.kernels.cpu import narrow
 from fastbp.kernels.cpu.delta import delta
 from fastbp.kernels.cpu.forward import forward
 from fastbp.kernels.cpu.gradient import UPDATE, gradient
@@ -26,7 +27,10 @@ def run_forward(network, parameters, data, work, times):
         for block in range((n_rows + work.block_rows - 1) // work.block_rows):
             first = block * work.block_rows
             rows = min(work.block_rows, n_rows - first)
-            forward(network, parameters, data, work, block, first, 0, rows, np.uint64(0), True, span, 0)
+            if network.narrow:
+                narrow.forward(network, parameters, data, work, block, first, 0, rows, True, 0)
+            else:
+                forward(network, parameters, data, work, block, first, 0, rows, np.uint64(0), True, span, 0)
 
 
 @entry
@@ -35,14 +39,21 @@ def run_delta(network, parameters, data, work, times):
     for _ in range(times):
         for block in range((n_rows + work.block_rows - 1) // work.block_rows):
             rows = min(work.block_rows, n_rows - block * work.block_rows)
-            delta(network, parameters, work, block, rows, span, 0)
+            if network.narrow:
+                narrow.delta(network, parameters, work, block, rows)
+            else:
+                delta(network, parameters, work, block, rows, span, 0)
 
 
 @entry
 def run_gradient(network, parameters, data, work, optimizer, times):
     no_penalty = work.a.dtype.type(0)
     for _ in range(times):
-        gradient(network, parameters, work, optimizer, no_penalty, no_penalty, 0, len(data.X), UPDATE, 0, 0, 1)
+        chunk = 0, len(data.X), UPDATE, 0, 0, 1
+        if network.narrow:
+            narrow.gradient(network, parameters, work, optimizer, no_penalty, no_penalty, *chunk)
+        else:
+            gradient(network, parameters, work, optimizer, no_penalty, no_penalty, *chunk)
 
 
 class Kernels:

@@ -1,4 +1,4 @@
-"""First use on a machine: a second process compiles the loop while this one compiles the hooks.
+"""First use on a machine: a second process compiles one loop while this one compiles the other and most hooks.
 
 Each is about half of the work, and the disk cache brings them together. Where there is no second process, or it fails,
 this one compiles everything.

@@ -8,7 +8,7 @@ from numba import int64
 from ..elementary import exp, log
 from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
-from .forward import block_start, sample
+from .forward import sample, take_columns, transpose_square
 from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill
@@ -25,8 +25,6 @@ from .simd import (
     raise_line,
     subtract_line,
     take_lanes,
-    transpose_lines,
-    vector_size,
     view,
 )
 
@@ -119,14 +117,6 @@ def custom_loss(custom):
 
 
 @inlined
-def transpose_square(source, start, target, to):
-    """As many lines as a line has numbers become its columns."""
-    width, step = line_size(source), vector_size(source)
-    for line in range(0, width, step):
-        transpose_lines((source, start + line * width), (target, to + line), step)
-
-
-@inlined
 def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, targets):
     """The targets of samples at positions ``first`` to ``first + n_rows``, at most a line's lanes, as columns.
 
@@ -137,15 +127,12 @@ def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, tar
     keep, give = number(1.0 - smoothing), number(smoothing / n_classes)
     used = view(targets, 0, n_out * width)
     if data.labels.size:
-        fill(used, give)
+        for k in range(0, n_out * width, width):
+            fill_line(used, k, give)
         for r in range(n_rows):
             used[data.labels[sample(data, first + r)] * width + r] = keep + give
         return
-    for column in range(0, n_out, width):
-        for r in range(n_rows):
-            row = data.targets[sample(data, first + r)]
-            take_lanes((row, column), (square, r * width), n_out - column)
-        transpose_square(square, 0, targets, column * width)
+    take_columns(data.targets, data, first, n_rows, first + n_rows - 1, square, targets)
     if smoothing > 0.0:
         for i in range(used.size):
             used[i] = keep * used[i] + give
@@ -155,7 +142,7 @@ def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, tar
 def weigh(data, first, n_rows, scale, weight):
     """What samples at positions ``first`` to ``first + n_rows`` count for, as a line."""
     fill_line(weight, 0, weight.dtype.type(scale))
-    if data.weight.size:
+    if data.weight.size > 0:
         for r in range(n_rows):
             weight[r] *= data.weight[sample(data, first + r)]
 
@@ -172,7 +159,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     n_out = layer[N_OUT]
     width = line_size(work.a)
     panel_size, square_size = work.block_rows * width, width * width
-    start = block_start(layers, work, block) + layer[NODE_OUT] * work.block_rows
+    start = block * work.block_size + layer[NODE_OUT] * work.block_rows
     number = work.a.dtype.type
     panels, n_classes = n_panels(n_out, width), n_out if network.softmax else 2
     z, targets, powers = work.columns[thread][0], work.columns[thread][1], work.columns[thread][2]
@@ -183,8 +170,12 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
     for row in range(0, n_rows, width):
         rows, begin, place = min(width, n_rows - row), start + row * width, first + position + row
         target_columns(data, place, rows, n_out, n_classes, network.smoothing, square, targets)
-        for panel in range(panels):
-            transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
+        if network.narrow:
+            for k in range(n_out):
+                copy_line(((work.a, start + k * work.block_rows + row), (z, k * width)))
+        else:
+            for panel in range(panels):
+                transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
         if network.softmax:
             call_log_softmax(network.at.log_softmax, (z_at, *scratch_at, size, number(0)))
         call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
@@ -198,9 +189,13 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
                 multiply_line(((weight, 0), (targets, k)))
             for r in range(rows):
                 sums[r] += total[r] * weight[r]
-            transpose_square(targets, panel * square_size, square, 0)
-            for r in range(rows):
-                copy_line(((square, r * width), (work.delta, begin + panel * panel_size + r * width)))
+            if not network.narrow:
+                transpose_square(targets, panel * square_size, square, 0)
+                for r in range(rows):
+                    copy_line(((square, r * width), (work.delta, begin + panel * panel_size + r * width)))
+        if network.narrow:
+            for k in range(n_out):
+                take_lanes((targets, k * width), (work.delta, start + k * work.block_rows + row), rows)
 
 
 @embedded
@@ -210,7 +205,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     Precondition: ``work.delta`` holds f'(z) of the layers before.
     """
     width = line_size(work.a)
-    start = block_start(network.layers, work, block)
+    start = block * work.block_size
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]

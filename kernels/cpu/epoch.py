@@ -11,8 +11,9 @@ import numpy as np
 
 from .. import random
 from ..random import fold, mix
+from . import narrow
 from .delta import delta, output_delta
-from .forward import block_start, forward, sample
+from .forward import forward, sample, transpose_square
 from .gradient import (
     UPDATE,
     call_apply,
@@ -25,8 +26,15 @@ from .gradient import (
 )
 from .jit import entry, inlined, routine
 from .layers import call_batch, moving_moments
-from .layout import N_OUT, NODE_OUT, convert, n_panels
-from .simd import flush_subnormals, give_lanes, line_size, restore_subnormals, view
+from .layout import NODE_OUT, convert
+from .simd import (
+    copy_line,
+    flush_subnormals,
+    give_lanes,
+    line_size,
+    restore_subnormals,
+    view,
+)
 from .team import barrier
 
 # Constants below are np.int64(...) where a callee is called elsewhere with a variable: for a literal, Numba would
@@ -131,7 +139,6 @@ def take_blocks(network, parameters, data, work, base, first, begin, end, key, s
     """
     layers, stops = network.layers, network.batch_norms
     block_rows, n_rows, n_stops = work.block_rows, end - begin, len(stops)
-    block_size = block_start(layers, work, 1)
     for turn in range(2 * n_stops + 1):  # forward from stop to stop, in the last stretch back as well, then back
         k = min(turn, 2 * n_stops - turn)
         since = stops[k - 1] if k else 0
@@ -153,70 +160,22 @@ def take_blocks(network, parameters, data, work, base, first, begin, end, key, s
             stop = stops[k - back]
             share = thread, step
             epsilon = network.epsilon[stop]
-            call_batch(network.at.batch, (back, layers[stop], parameters, work, block_size, epsilon, n_rows, *share))
+            place = work.block_size, epsilon
+            call_batch(network.at.batch, (back, layers[stop], parameters, work, *place, n_rows, *share))
             barrier(work.sync, step)
 
 
 @inlined
-def backpropagate(network, parameters, data, work, optimizer, first, n_rows, weight, key, share, thread, n_threads):
-    """Both phases of an update over ``n_rows`` samples of that weight from position ``first``; returns their mean loss.
+def take_chunk(network, parameters, data, work, optimizer, penalties, rows, key, scale, into, share):
+    """Take rows ``begin`` to ``end`` of an update through both phases.
 
-    With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way of ``parameters.grad[0]``,
-    where ``NONE`` leaves the gradient.
-
-    A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
-    whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations never
-    leave its cache, and the slices' gradients are added up in order.
+    ``rows`` is ``(base, first, begin, end)`` and ``share`` is ``(part, n_parts, thread)``, with names as in
+    `take_blocks` and `gradient`.
     """
-    scale = 1.0 / weight if weight > 0.0 else 0.0
-    number = parameters.W.dtype.type
-    l1, l2 = number(network.l1), number(network.l2)
-    if network.penalty_by_batch:
-        l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
-    chunk_rows = work.chunk_rows
-    n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
-    shared = n_chunks == 1
-    part, n_parts = (thread, n_threads) if shared else (0, 1)
-    base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
-    n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
-    for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
-        slice_loss = 0.0
-        first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
-        for chunk in range(first_chunk, last_chunk):
-            begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
-            take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread)
-            if shared:
-                barrier(work.sync, n_threads)
-            into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
-            gradient(network, parameters, work, optimizer, l1, l2, base, end - begin, into, thread, part, n_parts)
-            for r in range(base * work.block_rows, base * work.block_rows + end - begin):
-                slice_loss += work.loss[r]
-        work.slice_loss[thread if shared else k] = slice_loss
-    barrier(work.sync, n_threads)
-    if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
-        loss = work.slice_loss[thread]
-    else:
-        loss = 0.0
-        for k in range(n_slices):
-            loss += work.slice_loss[k]
-    in_memory = not shared or optimizer.mode != FUSED
-    if in_memory:
-        call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
-        if optimizer.mode == CLIPPED:
-            call_norms(network.at.norms, (network, parameters, thread, n_threads))
-        barrier(work.sync, n_threads)
-    if l1 > 0 or l2 > 0:
-        for penalty in work.penalty:
-            loss += penalty
-    if in_memory and optimizer.mode != NONE:
-        clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
-        limit = number(optimizer.clip_value)
-        call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
-        barrier(work.sync, n_threads)
-    if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size):
-        call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
-        barrier(work.sync, n_threads)
-    return loss
+    (l1, l2), (base, first, begin, end), (part, n_parts, thread) = penalties, rows, share
+    take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread)
+    barrier(work.sync, n_parts)
+    gradient(network, parameters, work, optimizer, l1, l2, base, end - begin, into, thread, part, n_parts)
 
 
 @routine
@@ -264,60 +223,163 @@ def publish(network, parameters, work, run, thread, n_threads):
         run.cursor[DIVERGED] = diverged
 
 
+def make_train(take_chunk, variant=""):
+    """Make the training loop around what takes a chunk through both phases.
+
+    There is one of its own for each, since a step of a small network just fits into the instruction cache.
+    """
+
+    def backpropagate(network, parameters, data, work, optimizer, first, n_rows, weight, key, share, thread, n_threads):
+        """Both phases of an update over ``n_rows`` samples of that weight from position ``first``.
+
+        Returns their mean loss. With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way
+        of ``parameters.grad[0]``, where ``NONE`` leaves the gradient.
+
+        A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
+        whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations
+        never leave its cache, and the slices' gradients are added up in order.
+        """
+        scale = 1.0 / weight if weight > 0.0 else 0.0
+        number = parameters.W.dtype.type
+        l1, l2 = number(network.l1), number(network.l2)
+        if network.penalty_by_batch:
+            l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
+        chunk_rows = work.chunk_rows
+        n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
+        shared = n_chunks == 1
+        part, n_parts = (thread, n_threads) if shared else (0, 1)
+        base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
+        n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
+        for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
+            slice_loss = 0.0
+            first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
+            for chunk in range(first_chunk, last_chunk):
+                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
+                into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
+                rows, part_of = (base, first, begin, end), (part, n_parts, thread)
+                take_chunk(network, parameters, data, work, optimizer, (l1, l2), rows, key, scale, into, part_of)
+                for r in range(base * work.block_rows, base * work.block_rows + end - begin):
+                    slice_loss += work.loss[r]
+            work.slice_loss[thread if shared else k] = slice_loss
+        barrier(work.sync, n_threads)
+        if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
+            loss = work.slice_loss[thread]
+        else:
+            loss = 0.0
+            for k in range(n_slices):
+                loss += work.slice_loss[k]
+        in_memory = not shared or optimizer.mode != FUSED
+        if in_memory:
+            call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
+            if optimizer.mode == CLIPPED:
+                call_norms(network.at.norms, (network, parameters, thread, n_threads))
+            barrier(work.sync, n_threads)
+        if l1 > 0 or l2 > 0:
+            for penalty in work.penalty:
+                loss += penalty
+        if in_memory and optimizer.mode != NONE:
+            clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
+            limit = number(optimizer.clip_value)
+            call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
+            barrier(work.sync, n_threads)
+        if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size > 0):
+            call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
+            barrier(work.sync, n_threads)
+        return loss
+
+    backpropagate = inlined(backpropagate, variant)
+
+    def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
+        """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
+
+        Preconditions: WT is the transpose of W; ``parameters.grad`` has rows, or ``optimizer.mode`` is ``FUSED`` and no
+        update has more than ``chunk_rows`` rows.
+        """
+        control = flush_subnormals()
+        n_samples = len(data.X)
+        epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
+        loss_sum, weight_sum = run.sums[0], run.sums[1]
+        diverged = False
+        barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
+        for _ in range(max_updates):
+            if epoch >= max_epochs or diverged:
+                break
+            epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
+            if position == 0:
+                loss_sum, weight_sum = 0.0, 0.0
+                if run.shuffle:
+                    if thread == 0:
+                        permute(data.order, epoch_key)
+                    barrier(work.sync, n_threads)
+            rows = min(run.update_rows, n_samples - position)
+            step += 1
+            update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
+            step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
+            key = fold(epoch_key, position)
+            weight = total_weight(data, position, rows)
+            share = 0.0
+            if step > run.average_from:
+                share = 1.0 / (step - run.average_from)
+                if run.average_decay < 1.0 and share < 1.0:
+                    share = 1.0 - run.average_decay
+            loss = backpropagate(
+                network, parameters, data, work, optimizer, position, rows, weight, key, share, thread, n_threads
+            )
+            diverged = not math.isfinite(loss)
+            loss_sum += loss * weight
+            weight_sum += weight
+            position += rows
+            if position == n_samples and not diverged:
+                if thread == 0:
+                    run.loss[epoch] = loss_sum / weight_sum
+                    run.cursor[STEP] = step
+                diverged = is_wrong(parameters, work, thread, n_threads)
+                if not diverged:
+                    write(network, parameters, run, thread, n_threads)
+                    epoch, position = epoch + 1, 0
+        if thread == 0:
+            run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
+            run.cursor[DIVERGED] = diverged
+            run.sums[0], run.sums[1] = loss_sum, weight_sum
+        restore_subnormals(control)
+
+    return inlined(train, variant)
+
+
+_train = make_train(take_chunk)
+_train_narrow = make_train(narrow.take_chunk, "narrow")
+
+
 @entry
 def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
-    """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
+    """Train a network whose lanes are units; see `make_train`."""
+    _train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads)
 
-    Preconditions: WT is the transpose of W; ``parameters.grad`` has rows, or ``optimizer.mode`` is ``FUSED`` and no
-    update has more than ``chunk_rows`` rows.
-    """
-    control = flush_subnormals()
-    n_samples = len(data.X)
-    epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
-    loss_sum, weight_sum = run.sums[0], run.sums[1]
-    diverged = False
-    barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
-    for _ in range(max_updates):
-        if epoch >= max_epochs or diverged:
-            break
-        epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
-        if position == 0:
-            loss_sum, weight_sum = 0.0, 0.0
-            if run.shuffle:
-                if thread == 0:
-                    permute(data.order, epoch_key)
-                barrier(work.sync, n_threads)
-        rows = min(run.update_rows, n_samples - position)
-        step += 1
-        update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
-        step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
-        key = fold(epoch_key, position)
-        weight = total_weight(data, position, rows)
-        share = 0.0
-        if step > run.average_from:
-            share = 1.0 / (step - run.average_from)
-            if run.average_decay < 1.0 and share < 1.0:
-                share = 1.0 - run.average_decay
-        loss = backpropagate(
-            network, parameters, data, work, optimizer, position, rows, weight, key, share, thread, n_threads
-        )
-        diverged = not math.isfinite(loss)
-        loss_sum += loss * weight
-        weight_sum += weight
-        position += rows
-        if position == n_samples and not diverged:
-            if thread == 0:
-                run.loss[epoch] = loss_sum / weight_sum
-                run.cursor[STEP] = step
-            diverged = is_wrong(parameters, work, thread, n_threads)
-            if not diverged:
-                write(network, parameters, run, thread, n_threads)
-                epoch, position = epoch + 1, 0
-    if thread == 0:
-        run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
-        run.cursor[DIVERGED] = diverged
-        run.sums[0], run.sums[1] = loss_sum, weight_sum
-    restore_subnormals(control)
+
+@entry
+def train_narrow(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
+    """Train a network whose lanes are samples; see `make_train`."""
+    _train_narrow(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads)
+
+
+#: By `Network.narrow`.
+TRAIN = train, train_narrow
+
+
+@inlined
+def give_outputs(network, z, first, work, start, n_rows, thread):
+    """Write a block's outputs, which begin at ``start``, into rows of ``z`` from ``first`` on."""
+    n_out, width, block_rows = z.shape[1], line_size(work.a), work.block_rows
+    for column in range(0, n_out, width):
+        for row in range(0, n_rows, width):
+            lines, line = work.a, start + column * block_rows + row * width
+            if network.narrow:
+                columns, lines, line = work.columns[thread][0], work.square[thread], 0
+                for k in range(min(width, n_out - column)):
+                    copy_line(((work.a, start + (column + k) * block_rows + row), (columns, k * width)))
+                transpose_square(columns, 0, lines, line)
+            for r in range(min(width, n_rows - row)):
+                give_lanes((lines, line + r * width), (z[first + row + r], column), n_out - column)
 
 
 @entry
@@ -328,8 +390,7 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
     """
     control = flush_subnormals()
     layer = network.layers[len(network.layers) - 1]
-    width = line_size(work.a)
-    start = block_start(network.layers, work, thread) + layer[NODE_OUT] * work.block_rows
+    start = thread * work.block_size + layer[NODE_OUT] * work.block_rows
     key = np.uint64(0)
     if len(network.batch_norms):
         barrier(work.sync, n_threads)
@@ -338,13 +399,13 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
         barrier(work.sync, n_threads)
     for first in range(thread * work.block_rows, len(data.X), n_threads * work.block_rows):
         rows = min(work.block_rows, len(data.X) - first)
-        span = np.int64(0), len(network.layers)
-        forward(network, parameters, data, work, thread, first, np.int64(0), rows, key, np.int64(0), span, thread)
+        span, place, training = (np.int64(0), len(network.layers)), np.int64(0), np.int64(0)
+        if network.narrow:
+            narrow.forward(network, parameters, data, work, thread, first, place, rows, training, thread)
+        else:
+            forward(network, parameters, data, work, thread, first, place, rows, key, training, span, thread)
         if z.size:
-            for panel in range(n_panels(layer[N_OUT], width)):
-                for r in range(rows):
-                    line, count = start + (panel * work.block_rows + r) * width, layer[N_OUT] - panel * width
-                    give_lanes((work.a, line), (z[first + r], panel * width), count)
+            give_outputs(network, z, first, work, start, rows, thread)
         if losses.size:
             output_delta(network, data, work, thread, first, np.int64(0), rows, 1.0, thread)
             for r in range(rows):

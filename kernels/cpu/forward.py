@@ -11,7 +11,19 @@ from .gemm import make_product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
-from .simd import VECTORS, address_of, array_at, copy_line, lane_count, line_size, prefetch_to_read, take_lanes, view
+from .simd import (
+    VECTORS,
+    address_of,
+    array_at,
+    copy_line,
+    lane_count,
+    line_size,
+    prefetch_to_read,
+    take_lanes,
+    transpose_lines,
+    vector_size,
+    view,
+)
 
 #: Rows that are fetched ahead of the one that is copied: more than hide the way to memory.
 AHEAD = 16
@@ -78,6 +90,28 @@ def sample(data, position):
 
 
 @inlined
+def transpose_square(source, start, target, to):
+    """As many lines as a line has numbers become its columns."""
+    width, step = line_size(source), vector_size(source)
+    for line in range(0, width, step):
+        transpose_lines((source, start + line * width), (target, to + line), step)
+
+
+@inlined
+def take_columns(rows, data, first, n_rows, last, square, columns):
+    """Turn the rows of samples at positions ``first`` to ``first + n_rows``, at most a line's lanes, into lines.
+
+    Positions past ``last`` repeat it. Lines up to the next multiple of a line's size may be written.
+    """
+    n, width = rows.shape[1], line_size(columns)
+    for column in range(0, n, width):
+        count = min(width, n - column)
+        for r in range(n_rows):
+            take_lanes((rows[sample(data, min(first + r, last))], column), (square, r * width), count)
+        transpose_square(square, 0, columns, column * width)
+
+
+@inlined
 def prefetch_sample(data, position, panels):
     """Fetch a sample from wherever it lies in memory: its features now, its targets for the loss."""
     n = sample(data, position)
@@ -107,13 +141,14 @@ def gather(data, work, start, first, n_rows):
         take_lanes((x, (panels - 1) * width), (work.a, line), n_in - (panels - 1) * width)
 
 
-@inlined
-def drop(a, delta, width, rate, key, first, n_rows):
+def drop(a, delta, start, rate, key, first, n_rows):
     """Inverted dropout: zero each of a panel's activations with probability ``rate``, scale the others up.
 
     ``key`` is that of the panel's first column; rows are counted from ``first`` within the update. The mask is
     applied to f'(z) as well, and so to the delta.
     """
+    width = line_size(a)
+    a, delta = view(a, start, n_rows * width), view(delta, start, n_rows * width)
     scale = a.dtype.type(1.0 / (1.0 - rate))
     for r in range(n_rows):
         row_key = fold(key, first + r)
@@ -121,6 +156,10 @@ def drop(a, delta, width, rate, key, first, n_rows):
             kept = scale if uniform(fold(row_key, lane)) >= rate else a.dtype.type(0)
             a[r * width + lane] *= kept
             delta[r * width + lane] *= kept
+
+
+DROP = Hook(drop)
+call_drop = DROP.call
 
 
 @inlined
@@ -135,9 +174,8 @@ def activate_panels(network, work, start, depth, first_panel, last_panel, key, f
         call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, n_rows * width, setting, training))
         if training and network.dropout[depth] > 0.0:
             panel_key = fold(fold(key, depth), panel)
-            a = view(work.a, begin, n_rows * width)
-            delta = view(work.delta, begin, n_rows * width)
-            drop(a, delta, width, network.dropout[depth], panel_key, first, n_rows)
+            place = work.a, work.delta, begin
+            call_drop(network.at.drop, (*place, network.dropout[depth], panel_key, first, n_rows))
         begin += panel_size
 
 
@@ -149,7 +187,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
     ``key`` is the update's dropout key, ``position`` the block's first row within the update.
     """
     width = line_size(work.a)
-    start = block_start(network.layers, work, block)
+    start = block * work.block_size
     panel_size = work.block_rows * width
     if span[0] == 0:
         gather(data, work, start, first + position, n_rows)
@@ -180,12 +218,3 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                 call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
             if layer[ACTIVATE_AT]:  # while z is in L1
                 activate_panels(network, work, start, depth, first_panel, last_panel, key, position, n_rows, training)
-
-
-@inlined
-def block_start(layers, work, block):
-    """Where a block's activations, and deltas, start."""
-    width = line_size(work.a)
-    last = layers[len(layers) - 1]
-    lanes = last[NODE_OUT] + n_panels(last[N_OUT], width) * width
-    return block * work.block_rows * lanes

@@ -1,4 +1,4 @@
-"""Products of panels, made of register tiles."""
+"""Products made of register tiles: of panels, and of lines of samples with single numbers."""
 
 from itertools import product
 
@@ -6,13 +6,21 @@ from .jit import routine
 from .simd import VECTORS, Shape, line_size, make_tile, tile_code
 
 
-def _shapes(heights, ones=(False,)):
-    return [Shape(*shape) for shape in product(heights, range(VECTORS.panels, 0, -1), ones)]
+def _shapes(heights, panels, ones=(False,)):
+    return [Shape(*shape) for shape in product(heights, panels, ones)]
+
+
+def _halves(largest):
+    """1, 2, 4, ... up to ``largest``, which is one of them."""
+    return [1 << k for k in range(largest.bit_length())]
 
 
 ROW_HEIGHTS = tuple(height for height in (VECTORS.rows, 2 * VECTORS.rows // 3, VECTORS.rows // 3) if height)
+PANELS = range(VECTORS.panels, 0, -1)
 #: A tile of a gradient must not cross a panel's edge.
 COLUMN_HEIGHTS = (VECTORS.columns, VECTORS.columns // 2)
+#: Sizes of the tiles of a gradient with samples in the lanes.
+BLOCK_ROWS, BLOCK_PANELS = ((size, size // 2) for size in VECTORS.block)
 
 
 def make_product(start, finish):
@@ -22,7 +30,7 @@ def make_product(start, finish):
     is weights in panels with ``depth`` lines each. ``start`` and ``finish`` are those of ``make_tile``.
     Rows up to the next multiple of the lowest tile are computed too: their memory must exist.
     """
-    tile = make_tile(_shapes(ROW_HEIGHTS), "row", start, finish)
+    tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", start, finish)
     tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
     widest = VECTORS.panels
 
@@ -47,4 +55,41 @@ def make_product(start, finish):
 
 
 #: a^T delta, and with a row of ones the sum of delta.
-column_tile = make_tile(_shapes(COLUMN_HEIGHTS, ones=(True, False)), "column", "zero", "store")
+column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", "zero", "store")
+
+
+def make_unit_product(start, finish):
+    """Make ``multiply(a, b, c, depth, n_rows, n_lines)``: C = A B with samples in the lanes of B and C.
+
+    ``a = (array, start, row, term)`` says how far it is to A's next row and term, ``b = (array, start, stride)`` and
+    ``c = (array, start, stride)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. ``start`` and
+    ``finish`` are those of ``make_tile``.
+    """
+    tile = make_tile(_shapes(_halves(VECTORS.units), _halves(VECTORS.lines)), "unit", start, finish)
+    tallest, widest = VECTORS.units, VECTORS.lines
+
+    def multiply(a, b, c, depth, n_rows, n_lines):
+        a_array, a_start, a_row, a_term = a
+        b_array, b_start, b_stride = b
+        c_array, c_start, c_stride = c
+        width = line_size(b_array)
+        line, lines = 0, widest
+        while line < n_lines:
+            while lines > n_lines - line:
+                lines //= 2
+            row, height = 0, tallest
+            while row < n_rows:
+                while height > n_rows - row:
+                    height //= 2
+                factors = (a_array, a_start + row * a_row, a_row, a_term)
+                samples = (b_array, b_start + line * width, b_stride)
+                out = (c_array, c_start + row * c_stride + line * width, c_stride)
+                tile(tile_code(height, lines, False), factors, samples, out, depth, depth)
+                row += height
+            line += lines
+
+    return routine(multiply, f"{start}, {finish}")
+
+
+#: a delta^T of lines of samples, and with a row of ones the sum of delta.
+sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", "zero", "sum")

@@ -11,7 +11,6 @@ from numba.types import UniTuple, float64, int64
 
 from ..optimizers import N_SCALARS, OPTIMIZERS, Optimizer
 from ..problem import DENSE
-from .forward import block_start
 from .gemm import COLUMN_HEIGHTS, column_tile
 from .jit import Hook, embedded, inlined, new_variant, routine, select
 from .layers import call_gains, fill
@@ -20,10 +19,14 @@ from .layout import (
     BIAS_GROUP,
     GROUP,
     KIND,
+    LANES,
     N_IN,
-    N_OUT,
     NODE_IN,
     NODE_OUT,
+    PANELS,
+    STRIP,
+    STRIP_LINES,
+    STRIPS,
     WT,
     W,
     n_panels,
@@ -31,6 +34,7 @@ from .layout import (
 )
 from .simd import (
     VECTORS,
+    add_line,
     address_of,
     array_at,
     copy_line,
@@ -49,11 +53,6 @@ UPDATE = -1
 NEAR_BYTES = 1 << 18
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
-#: Rows of grad_W that are summed, tile by tile, before the update runs over them: enough to forget what a loop costs
-#: to start, few enough to stay in L1.
-STRIP_ROWS = 4 * TALL
-#: Lines of a strip in one panel: the rows, and grad_b.
-STRIP_LINES = STRIP_ROWS + 1
 
 
 @routine
@@ -189,29 +188,23 @@ def step_scalars(optimizer, work, thread, learning_rate, step):
 
 
 @inlined
-def strips_down(layer):
-    """Strips of one column of a layer's grid; the last takes the bias along."""
-    return (layer[N_IN] + STRIP_ROWS - 1) // STRIP_ROWS
-
-
-@inlined
-def sum_tile(layer, work, base, block_size, n_rows, group, first, count, ones, strip, line):
+def sum_tile(layer, work, base, n_rows, group, first, count, ones, strip, line):
     """Sum rows ``first`` to ``first + count`` of grad_W over a chunk of rows, for one group of panels.
 
     They come to lie in ``strip`` from ``line`` on, with ``STRIP_LINES`` lines to a panel; with ``ones`` grad_b follows.
-    The chunk's blocks start at ``base``, ``block_size`` apart.
+    The chunk's blocks start at ``base``.
     """
     block_rows = work.block_rows
     width = line_size(work.a)
     panel_size = block_rows * width
     column = base + layer[NODE_OUT] * block_rows + group * WIDE * panel_size
     row = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
-    panels = min(WIDE, n_panels(layer[N_OUT], width) - group * WIDE)
+    panels = min(WIDE, layer[PANELS] - group * WIDE)
     height = TALL if count > LOW else LOW
     column_tile(
         tile_code(height, panels, ones),
-        (work.a, row, block_size),
-        (work.delta, column, block_size, panel_size),
+        (work.a, row, work.block_size),
+        (work.delta, column, work.block_size, panel_size),
         (strip, line * width, STRIP_LINES * width),
         n_rows,
         block_rows,
@@ -232,69 +225,82 @@ def prefetch_parameters(parameters, start, count):
             prefetch_to_write(((parameters.slots[k], line),))
 
 
-@embedded
-def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
-    """Gradient of a chunk of rows, whose blocks begin with ``block``, on part ``part`` of ``n_parts`` of all strips.
-
-    ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
-    ``slot, is_first = divmod(into, 2)``: set ``parameters.grad[slot]``, or add to it.
-    """
-    width = line_size(work.a)
-    block_size = block_start(network.layers, work, 1)
-    is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
-    total = 0
-    for layer in network.layers:
-        total += n_groups(layer, width) * strips_down(layer)
-    begin, end = total * part // n_parts, total * (part + 1) // n_parts
-    strip = work.strip[thread]
-    before = 0
-    for depth in range(len(network.layers)):
-        layer = network.layers[depth]
-        n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
-        down = strips_down(layer)
-        n_strips = n_groups(layer, width) * down
-        for number in range(max(begin, 0), min(end, n_strips)):
-            group, first = number // down, number % down * STRIP_ROWS
-            last = min(first + STRIP_ROWS, n_in)
-            with_bias = layer[BIAS] & (last == n_in)
-            first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
-            penalty = 0.0
-            if layer[KIND] != DENSE:
-                for panel in range(first_panel, last_panel):
-                    line = (panel - first_panel) * STRIP_LINES * width
-                    place = block * block_size, block_size, n_rows, panel
-                    call_gains(network.at.gains, (layer, work, *place, strip, line))
-            for row in range(first, last if layer[KIND] == DENSE else first, TALL):
-                count = min(TALL, last - row)
-                ones = with_bias & (row + count == last)
-                if into == UPDATE and is_far:
-                    for panel in range(first_panel, last_panel):
-                        start = layer[W] + (panel * (n_in + 1) + row) * width
-                        prefetch_parameters(parameters, start, count + ones)
-                sum_tile(
-                    layer, work, block * block_size, block_size, n_rows, group, row, count, ones, strip, row - first
-                )
+@inlined
+def sum_panels(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
+    """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, for one group of panels into a strip."""
+    width, n_in = line_size(work.a), layer[N_IN]
+    first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, layer[PANELS])
+    if layer[KIND] != DENSE:
+        for panel in range(first_panel, last_panel):
+            line = (panel - first_panel) * STRIP_LINES * width
+            call_gains(network.at.gains, (layer, work, base, work.block_size, n_rows, panel, strip, line))
+    for row in range(first, last if layer[KIND] == DENSE else first, TALL):
+        count = min(TALL, last - row)
+        ones = with_bias & (row + count == last)
+        if fetch:
             for panel in range(first_panel, last_panel):
-                start = layer[W] + (panel * (n_in + 1) + first) * width
-                line = (panel - first_panel) * STRIP_LINES * width
-                grad = view(strip, line, (last - first + with_bias) * width)
-                if into == UPDATE:
-                    if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
-                        size = (last - first) * width
-                        penalty += penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
-                    update_lines(parameters, optimizer, work, thread, layer, start, grad, (last - first) * width)
-                    if layer[WT] >= 0:
-                        transpose_rows(parameters, layer, panel, first, last)
-                else:
-                    keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
-            work.penalty[before + number] = penalty
-        begin, end, before = begin - n_strips, end - n_strips, before + n_strips
+                start = layer[W] + (panel * (n_in + 1) + row) * width
+                prefetch_parameters(parameters, start, count + ones)
+        sum_tile(layer, work, base, n_rows, group, row, count, ones, strip, row - first)
+
+
+def make_gradient(sum_strip, variant=""):
+    """Make the gradient of strips that ``sum_strip`` sums; its arguments are those of `sum_panels`."""
+
+    def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
+        """Gradient of a chunk of rows, whose blocks begin with ``block``, part ``part`` of ``n_parts`` of all strips.
+
+        ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
+        ``slot, is_first = divmod(into, 2)``: set ``parameters.grad[slot]``, or add to it.
+        """
+        width = line_size(work.a)
+        base = block * work.block_size
+        is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
+        total = 0
+        for layer in network.layers:
+            total += n_groups(layer) * layer[STRIPS]
+        begin, end = total * part // n_parts, total * (part + 1) // n_parts
+        strip = work.strip[thread]
+        before = 0
+        for depth in range(len(network.layers)):
+            layer = network.layers[depth]
+            n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
+            n_strips = n_groups(layer) * down
+            for number in range(max(begin, 0), min(end, n_strips)):
+                group, first = number // down, number % down * layer[STRIP]
+                last = min(first + layer[STRIP], n_in)
+                with_bias = layer[BIAS] & (last == n_in)
+                first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
+                penalty = 0.0
+                fetch = into == UPDATE and is_far
+                sum_strip(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip)
+                for panel in range(first_panel, last_panel):
+                    start = layer[W] + (panel * (n_in + 1) + first) * lanes
+                    line = (panel - first_panel) * STRIP_LINES * width
+                    size = (last - first) * lanes
+                    # The strips of one panel are whole lines, as those of several are anyway.
+                    grad = view(strip, line, n_panels((last - first + with_bias) * lanes, width) * width)
+                    if into == UPDATE:
+                        if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
+                            penalty += penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
+                        update_lines(parameters, optimizer, work, thread, layer, start, grad, size)
+                        if layer[WT] >= 0:
+                            transpose_rows(parameters, layer, panel, first, last)
+                    else:
+                        keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
+                work.penalty[before + number] = penalty
+            begin, end, before = begin - n_strips, end - n_strips, before + n_strips
+
+    return embedded(gradient, variant)
+
+
+gradient = make_gradient(sum_panels)
 
 
 @inlined
-def n_groups(layer, width):
+def n_groups(layer):
     """Groups of ``WIDE`` panels of a layer's outputs."""
-    return (n_panels(layer[N_OUT], width) + WIDE - 1) // WIDE
+    return (layer[PANELS] + WIDE - 1) // WIDE
 
 
 def penalize(W, grad, total, size, l1, l2):
@@ -307,8 +313,9 @@ def penalize(W, grad, total, size, l1, l2):
     total = array_at(total, width, l1)
     fill(total, zero)
     for line in range(0, size, width):
-        W_line, grad_line = view(W, line, width), view(grad, line, width)
-        for lane in range(lane_count(W_line)):
+        n = min(width, size - line)
+        W_line, grad_line = view(W, line, n), view(grad, line, n)
+        for lane in range(n):
             w = W_line[lane]
             total[lane] += l1 * abs(w) + half * w * w
             grad_line[lane] += (l1 if w > zero else zero) - (l1 if w < zero else zero) + l2 * w
@@ -329,47 +336,44 @@ def penalize_from(network, parameters, work, start, grad, size, l1, l2, thread):
 
 @inlined
 def keep(grad, part, is_first):
-    """Set a part of the gradient, or add to it."""
-    if is_first:
-        for i in range(part.size):
-            grad[i] = part[i]
-    else:
-        for i in range(part.size):
-            grad[i] += part[i]
+    """Set a part of the gradient, whole lines of it, or add to it."""
+    for line in range(0, part.size, line_size(part)):
+        if is_first:
+            copy_line(((part, line), (grad, line)))
+        else:
+            add_line(((part, line), (grad, line)))
 
 
 @inlined
-def panel_of(layers, number, width):
+def panel_of(layers, number):
     """The layer and panel with this number, counted through all layers, and where it starts and ends in W."""
     depth = 0
-    while number >= n_panels(layers[depth, N_OUT], width):
-        number -= n_panels(layers[depth, N_OUT], width)
+    while number >= layers[depth, PANELS]:
+        number -= layers[depth, PANELS]
         depth += 1
-    size = (layers[depth, N_IN] + 1) * width
+    size = (layers[depth, N_IN] + 1) * layers[depth, LANES]
     start = layers[depth, W] + number * size
     return depth, number, start, start + size
 
 
 def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
     """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
-    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
-        depth, _, start, end = panel_of(network.layers, number, width)
+        depth, _, start, end = panel_of(network.layers, number)
         grad = view(parameters.grad[0], start, end - start)
         for k in range(1, n_slices):
             other = view(parameters.grad[k], start, end - start)
             for i in range(grad.size):
                 grad[i] += other[i]
         if network.layers[depth, KIND] == DENSE and (l1 > 0 or l2 > 0):
-            size = grad.size - width
+            size = grad.size - network.layers[depth, LANES]
             work.penalty[number] = penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
 
 
 def square_norms(network, parameters, thread, n_threads):
     """Squared norm of each panel of the gradient. Precondition: `reduce`."""
-    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
-        _, _, start, end = panel_of(network.layers, number, width)
+        _, _, start, end = panel_of(network.layers, number)
         total = 0.0
         for value in view(parameters.grad[0], start, end - start):
             total += value * value
@@ -387,9 +391,8 @@ def clipping_scale(parameters, clip_norm):
 
 def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads):
     """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
-    width = line_size(parameters.W)
     for number in range(thread, parameters.norms.size, n_threads):
-        depth, panel, start, end = panel_of(network.layers, number, width)
+        depth, panel, start, end = panel_of(network.layers, number)
         grad = view(parameters.grad[0], start, end - start)
         if scale != 1.0:
             for i in range(grad.size):
@@ -398,7 +401,7 @@ def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads)
             for i in range(grad.size):
                 grad[i] = min(max(grad[i], -limit), limit)
         layer = network.layers[depth]
-        update_lines(parameters, optimizer, work, thread, layer, start, grad, grad.size - width)
+        update_lines(parameters, optimizer, work, thread, layer, start, grad, grad.size - layer[LANES])
         if layer[WT] >= 0:
             transpose_rows(parameters, layer, panel, 0, layer[N_IN])
 
@@ -410,7 +413,7 @@ def settle(network, parameters, work, share, thread, n_threads):
     width = line_size(parameters.W)
     number = parameters.W.dtype.type
     for k in range(thread, parameters.norms.size, n_threads):
-        depth, panel, start, end = panel_of(network.layers, k, width)
+        depth, panel, start, end = panel_of(network.layers, k)
         layer = network.layers[depth]
         if layer[KIND] == DENSE and network.max_norm < np.inf:
             W, scale = view(parameters.W, start, end - start - width), view(work.lines[thread][0], 0, width)

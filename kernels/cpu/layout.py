@@ -10,6 +10,13 @@ contiguous lines, whatever the widths:
 Lanes past a layer's width hold zeros in W, WT and delta, and stay so under every optimizer, since their
 gradient is zero. Optimizer slots and gradients are laid out like W. The gains of a normalization are a W of one row,
 and its shifts the bias; its input is overwritten by what the gains multiply.
+
+Where layers are so narrow that these lanes would be most of the work, samples are the lanes:
+
+- weights          W   [n_in + 1][n_out]        as in theta, padded to whole lines; no transpose
+- activations      a   [block][layer][n][block_rows], deltas alike
+
+Lanes past a block's samples repeat the last one, with a delta of zero.
 """
 
 import math
@@ -39,10 +46,21 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     STATISTICS,
     GROUP,
     BIAS_GROUP,
-) = range(15)
+    LANES,
+    PANELS,
+    STRIP,
+    STRIPS,
+) = range(19)
 
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
+#: Rows of grad_W that are summed, tile by tile, before the update runs over them: enough to forget what a loop costs
+#: to start, few enough to stay in L1.
+STRIP_ROWS = 4 * VECTORS.columns
+#: Lines of a strip in one panel: the rows, and grad_b.
+STRIP_LINES = STRIP_ROWS + 1
+#: The same rows where samples are the lanes: as many whole lines of numbers, whatever the layer's width.
+NARROW_STRIP = 16
 #: Rows are padded to a multiple of this, so that the lowest tile always fits.
 ROW_STEP = max(1, VECTORS.rows // 3)
 
@@ -60,6 +78,7 @@ class Addresses(NamedTuple):
     settle: int = 0
     gains: int = 0
     penalize: int = 0
+    drop: int = 0
     log_softmax: int = 0
 
 
@@ -68,11 +87,14 @@ class Network(NamedTuple):
 
     Attributes
     ----------
-    layers : int64 (n_layers, 15)
+    narrow : int
+        1 if samples are the lanes, else 0.
+    layers : int64 (n_layers, 19)
         Per layer: its kind, n_in, n_out, whether it has a bias, the lanes that precede its input and its output in a
         block, where W, WT (-1 for none) and theta start, the activation's code and address (both 0 for none), which
         node a sum adds or which sum adds a dense layer's input (-1 for none), where a normalization keeps its
-        statistics, and the groups of the optimizer that W and b belong to.
+        statistics, the groups of the optimizer that W and b belong to, the columns of W in a panel and the number of
+        panels, the rows in a strip of the gradient and the number of strips down a panel.
     setting, epsilon : float64 (n_layers,)
         The activations' settings, and the normalizations'.
     batch_norms : int64
@@ -98,6 +120,7 @@ class Network(NamedTuple):
     at : Addresses
     """
 
+    narrow: int
     layers: np.ndarray
     setting: np.ndarray
     epsilon: np.ndarray
@@ -178,6 +201,8 @@ class Workspace(NamedTuple):
     sync : int64
         The team's barrier.
     block_rows, chunk_rows : int
+    block_size : int
+        Numbers of ``a`` in a block.
     """
 
     a: np.ndarray
@@ -197,6 +222,7 @@ class Workspace(NamedTuple):
     sync: np.ndarray
     block_rows: int
     chunk_rows: int
+    block_size: int
 
 
 def panel_width(dtype) -> int:
@@ -235,34 +261,43 @@ class Arena:
 
 
 class Sizes(NamedTuple):
-    """Numbers in W, WT, a row of all activations, units in batch normalizations, and normalizations of rows."""
+    """Numbers in W, WT, a row of all activations, units in batch normalizations, normalizations of rows, panels of W,
+    strips of a gradient, and the largest strip.
+    """
 
     W: int
     WT: int
     lanes: int
     units: int
     norms: int
+    panels: int
+    strips: int
+    strip: int
 
 
-def layer_table(layers: list[Layer], activations, dtype) -> tuple[np.ndarray, Sizes]:
+def layer_table(layers: list[Layer], activations, dtype, narrow: bool) -> tuple[np.ndarray, Sizes]:
     """The table ``Network.layers``, and what memory it wants.
 
     ``activations`` holds code and address of each layer's.
     """
     width = panel_width(dtype)
-    table = np.zeros((len(layers), BIAS_GROUP + 1), np.int64)
+    table = np.zeros((len(layers), STRIPS + 1), np.int64)
     table[:, SKIP] = table[:, WT] = -1
-    node = end = w = wt = theta = units = norms = dense = 0
+    node = end = w = wt = theta = units = norms = dense = panels = strips = strip = 0
     for depth, (row, layer) in enumerate(zip(table, layers, strict=True)):
         padded = round_up(layer.n_out, width)
         if depth == 0:
-            end = round_up(layer.n_in if layer.kind == DENSE else layer.n_out, width)
+            n_first = layer.n_in if layer.kind == DENSE else layer.n_out
+            end = n_first if narrow else round_up(n_first, width)
         row[[KIND, N_IN, N_OUT, BIAS]] = layer.kind, layer.n_in, layer.n_out, layer.bias
         row[[NODE_IN, NODE_OUT, W, THETA]] = node, end, w, theta
         row[[ACTIVATION, ACTIVATE_AT]] = activations[depth]
+        lanes, rows = (layer.n_out, NARROW_STRIP) if narrow else (width, STRIP_ROWS)
+        across, down = -(-layer.n_out // lanes), -(-layer.n_in // rows)
+        row[[LANES, PANELS, STRIP, STRIPS]] = lanes, across, rows, down
         if layer.kind == DENSE:
             dense = depth
-            if depth > 0:
+            if depth > 0 and not narrow:
                 row[WT], wt = wt, wt + round_up(layer.n_in, width) * padded
         elif layer.kind == SUM:
             row[SKIP], table[dense, SKIP] = table[dense, NODE_IN], end
@@ -270,10 +305,14 @@ def layer_table(layers: list[Layer], activations, dtype) -> tuple[np.ndarray, Si
             row[STATISTICS], units = units, units + padded
         else:
             row[STATISTICS], norms = norms, norms + 1
-        node, end = end, end + padded
-        w += padded * (layer.n_in + 1)
+        node, end = end, end + (layer.n_out if narrow else padded)
+        w += round_up(layer.n_out * (layer.n_in + 1), width) if narrow else padded * (layer.n_in + 1)
         theta += (layer.n_in + layer.bias) * layer.n_out
-    return table, Sizes(w, wt, end, units, norms)
+        panels, strips = panels + across, strips + down * -(-across // VECTORS.panels)
+        # A narrow tile may write past the last row and column.
+        lines = (NARROW_STRIP + 1 + 3) * layer.n_out + 3 if narrow else VECTORS.panels * STRIP_LINES * width
+        strip = max(strip, round_up(lines, width))
+    return table, Sizes(w, wt, end, units, norms, panels, strips, strip)
 
 
 @inlined
@@ -290,6 +329,15 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
     width = line_size(panels)
     for row in layers:
         n_in, n_out, bias = row[N_IN], row[N_OUT], row[BIAS]
+        if row[LANES] == n_out:  # no matter whose lanes they are
+            size = (n_in + bias) * n_out
+            lines = n_panels(size, width)
+            for k in range(lines * thread // n_threads * width, lines * (thread + 1) // n_threads * width, width):
+                if into_panels:
+                    take_lanes((theta, row[THETA] + k), (panels, row[W] + k), size - k)
+                else:
+                    give_lanes((panels, row[W] + k), (theta, row[THETA] + k), size - k)
+            continue
         whole = n_panels(n_out, width) - 1
         # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
         for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):

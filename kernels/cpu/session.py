@@ -3,6 +3,7 @@
 import math
 import os
 from collections import defaultdict
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -11,13 +12,13 @@ from numba import config, typeof
 from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
-from ..problem import BATCH_NORM, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
+from ..problem import BATCH_NORM, DENSE, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
 from . import ahead, epoch, layout
 from .delta import COLUMNS_LOSS, LOG_SOFTMAX, custom_loss
 from .epoch import Optimizer, Run
-from .forward import ACTIVATE, custom_activation
-from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, STRIP_LINES, STRIP_ROWS, UPDATE_RULE, custom_rule
-from .jit import Hook, uncollected
+from .forward import ACTIVATE, DROP, custom_activation
+from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
+from .jit import Hook, quick_compilation
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
 from .layout import Addresses, Network, Parameters, Workspace, panel_width, round_up
 from .simd import VECTORS
@@ -35,15 +36,44 @@ GRADIENT_SHARE = 4
 FLOPS_PER_THREAD = 700_000
 #: ... where updating a parameter takes as long as this many of them.
 UPDATE_FLOPS = 50
+#: Samples are not the lanes of wider networks than this, whose weights leave L1; ...
+NARROW_UNITS = 256
+#: ... to sum a vector's lanes takes as long as so many multiply-adds of lines, ...
+LANES_SUM = 1.5
+#: ... smaller tiles make each take longer by this factor, ...
+NARROW_COST = 1.05
+#: ... and a step in panels has more to set up, as much as so many.
+PANELS_START = 2000
 
 #: Those that this process may use, or as many as NUMBA_NUM_THREADS says.
 N_CORES = config.NUMBA_NUM_THREADS
+#: For the types of its fields.
+NO_OPTIMIZER = Optimizer(0, 0, 0, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, 0)
+#: The hooks that the helper at the first use compiles; see `ahead`.
+HELPED = PREPARE, UPDATE_RULE, REDUCE, NORMS, APPLY, SETTLE
 _addresses: dict[np.dtype, Addresses] = {}
 _compiled: set[tuple[Any, np.dtype]] = set()
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
 # Threads do not survive a fork.
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_idle_teams.clear)
+
+
+def is_narrow(topology: Topology, n_rows: int) -> bool:
+    """Whether samples should be the lanes for updates over so many rows.
+
+    They should if that takes less time in multiply-adds of lines, counting those that units past a layer's width take.
+    """
+    sizes, width = topology.layer_sizes, panel_width(topology.dtype)
+    rare = topology.input_noise > 0.0 or any(topology.dropout) or topology.max_norm < np.inf
+    if rare or any(layer.kind != DENSE for layer in topology.layers) or max(sizes) > NARROW_UNITS:
+        return False
+    lines = -(-n_rows // width)
+    in_panels, narrow = PANELS_START, float(lines * width * sizes[0])
+    for depth, (n_in, n_out) in enumerate(pairwise(sizes)):
+        in_panels += n_rows * (2 * n_in * -(-n_out // width) + (depth > 0) * n_out * -(-n_in // width))
+        narrow += n_in * n_out * ((2 + (depth > 0)) * lines + LANES_SUM)
+    return NARROW_COST * narrow < in_panels
 
 
 class Session:
@@ -81,10 +111,12 @@ class Session:
         width = panel_width(dtype)
         layers = topology.layers
         activations = [_activation(layer.activation, dtype) for layer in layers]
-        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype)
+        narrow = is_narrow(topology, update_rows)
+        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, narrow)
         batch_norms = np.array([k for k, layer in enumerate(layers) if layer.kind == BATCH_NORM], np.int64)
         loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
         self.network = Network(
+            narrow=int(narrow),
             layers=table,
             setting=np.array([setting for *_, setting in activations]),
             epsilon=np.array([layer.epsilon for layer in layers]),
@@ -113,24 +145,24 @@ class Session:
         self._n_slices = min(n_chunks, MAX_SLICES)
         flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
         self.n_threads = threads or max(1, min(N_CORES, flops // FLOPS_PER_THREAD))
-        share = round_up(-(-chunk_rows // (1 if n_chunks > 1 else self.n_threads)), layout.ROW_STEP)
-        in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
-        block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), share)
+        share = -(-chunk_rows // (1 if n_chunks > 1 else self.n_threads))
+        if narrow:
+            block_rows = min(VECTORS.lines * width, round_up(share, width))
+        else:
+            in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
+            block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), round_up(share, layout.ROW_STEP))
         n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
         n_blocks = max(n_blocks, self.n_threads)
         try:
             self._team = _idle_teams[self.n_threads].pop()
         except IndexError:
             self._team = Team(self.n_threads)
-        n_panels = sum(-(-layer.n_out // width) for layer in layers)
-        n_strips = sum(-(-layer.n_in // STRIP_ROWS) * -(-layer.n_out // width) for layer in layers)
-        strip_size = VECTORS.panels * STRIP_LINES * width
-        rows, columns_size = n_blocks * block_rows, round_up(layers[-1].n_out, width) * width
+        rows, columns_size = n_blocks * block_rows, round_up(max(layers[0].n_in, layers[-1].n_out), width) * width
         a, delta, strip, lines, columns, square, moments, W, WT = self._team.workspace.zeros(
             dtype,
             (rows * sizes.lanes,),
             (rows * sizes.lanes,),
-            (self.n_threads, strip_size),
+            (self.n_threads, sizes.strip),
             (self.n_threads, 3, block_rows * width),
             (self.n_threads, 3, columns_size),
             (self.n_threads, width**2),
@@ -144,7 +176,7 @@ class Session:
             loss=np.zeros(rows),
             slice_loss=np.zeros(max(self._n_slices, self.n_threads)),
             strip=strip,
-            penalty=np.zeros(max(n_strips, n_panels)),
+            penalty=np.zeros(max(sizes.strips, sizes.panels)),
             lines=lines,
             columns=columns,
             square=square,
@@ -156,13 +188,14 @@ class Session:
             sync=self._team.sync,
             block_rows=block_rows,
             chunk_rows=chunk_rows,
+            block_size=block_rows * sizes.lanes,
         )
         self.parameters = Parameters(
             W=W,
             WT=WT,
             slots=np.zeros((0, sizes.W), dtype),
             grad=np.zeros((0, sizes.W), dtype),
-            norms=np.zeros(n_panels),
+            norms=np.zeros(sizes.panels),
             average=np.zeros(0, dtype),
             moving=np.zeros((2, sizes.units)),
         )
@@ -189,31 +222,45 @@ class Session:
         dtype = self.topology.dtype
         if (entry, dtype) not in _compiled:
             ahead.wait(dtype)
-            entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
+            with quick_compilation():
+                entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
             _compiled.add((entry, dtype))
         self._team.run(entry, *args)
 
     def _find_hooks(self) -> Addresses:
-        """Compile all hooks, whatever this network wants: the next one will want another."""
-        ACTIVATE.address(self.topology.dtype)
-        number, key = self.topology.dtype.type(0), self.network.seed
-        layer, sizes = self.network.layers[0], (0, 0)
-        row = layer, self.parameters, self.work
-        network = self.network, self.parameters
-        optimizer = Optimizer(0, 0, 0, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, 0)
-        return Addresses(
+        """Compile all hooks, and one loop, whatever this network wants: the next one will want another."""
+        dtype = self.topology.dtype
+        ACTIVATE.address(dtype)
+        key, sizes = self.network.seed, (0, 0)
+        row = self.network.layers[0], self.parameters, self.work
+        addresses = Addresses(
             forward=FORWARD_APART.address_for(*row, *sizes, 0.0, *sizes),
             delta=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
             batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
             perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
-            reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
-            norms=NORMS.address_for(*network, *sizes),
-            apply=APPLY.address_for(*network, optimizer, self.work, number, number, *sizes),
-            settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
-            gains=SUM_GAINS.address_for(layer, self.work, *sizes, *sizes, self.work.strip[0], 0),
-            penalize=PENALIZE.address(self.topology.dtype),
-            log_softmax=LOG_SOFTMAX.address(self.topology.dtype),
+            gains=SUM_GAINS.address_for(row[0], self.work, *sizes, *sizes, self.work.strip[0], 0),
+            penalize=PENALIZE.address(dtype),
+            log_softmax=LOG_SOFTMAX.address(dtype),
+            drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
+            **self._find_hooks_of_gradient(),
         )
+        flat, epochs = np.zeros((1, 1), dtype), np.zeros((1, 1))
+        samples = samples_alone(np.broadcast_to(flat, flat.shape))
+        run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], samples.order, flat[0], flat, epochs)
+        loop = self.network, self.parameters, samples, self.work, NO_OPTIMIZER, run, *sizes, *sizes
+        with quick_compilation():
+            epoch.train_narrow.compile(tuple(typeof(arg) for arg in loop))
+        return addresses
+
+    def _find_hooks_of_gradient(self) -> dict[str, int]:
+        """Compile what is done to a gradient in memory; a helper has done so before it is asked for here."""
+        network, number, sizes = (self.network, self.parameters), self.topology.dtype.type(0), (0, 0)
+        return {
+            "reduce": REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
+            "norms": NORMS.address_for(*network, *sizes),
+            "apply": APPLY.address_for(*network, NO_OPTIMIZER, self.work, number, number, *sizes),
+            "settle": SETTLE.address_for(*network, self.work, 0.0, *sizes),
+        }
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
@@ -247,6 +294,7 @@ class Session:
         follows from whether there is clipping.
         """
         dtype = self.topology.dtype
+        ahead.wait(dtype)
         code, prepare, rule = 0, PREPARE, UPDATE_RULE
         if isinstance(update.rule, CustomRule):
             prepare, rule = custom_rule(update.rule)
@@ -297,7 +345,7 @@ class Session:
     def train(self, max_updates: int, max_epochs: int) -> Progress:
         """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
         self._run_on_team(
-            epoch.train,
+            epoch.TRAIN[self.network.narrow],
             self.network,
             self.parameters,
             self._data,
@@ -403,11 +451,13 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
 
 
 def compile_loop(dtype: str) -> None:
-    """Compile what `Session` runs on a team, and keep it on disk; nothing is run, and no hook compiled."""
+    """Compile what `Session` waits for at the first use, and keep it on disk; nothing is run."""
     ahead.refuse()
     hook: Any = Hook
     team: Any = Team
-    hook._address = lambda self, kinds: 0
+    address = hook._address
+    hook._address = lambda self, kinds: address(self, kinds) if self in HELPED else 0
+    _addresses[np.dtype(dtype)] = Addresses()
     team.run = lambda *args: None
     topology = Topology(
         layer_sizes=(1, 1),
@@ -419,7 +469,7 @@ def compile_loop(dtype: str) -> None:
         bias=True,
         dropout=(),
         input_noise=0.0,
-        max_norm=np.inf,
+        max_norm=1.0,  # in panels: `Session` compiles the other loop beside its hooks
         l1=0.0,
         l2=0.0,
         penalty_by_batch=False,
@@ -428,6 +478,7 @@ def compile_loop(dtype: str) -> None:
     )
     theta, X = np.zeros(topology.n_parameters, dtype), np.zeros((1, 1), dtype)
     X.flags.writeable = False
-    with uncollected(), Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
+    with quick_compilation(), Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
+        session._find_hooks_of_gradient()
         session.gradients(samples_alone(X))
         session.forward(X)

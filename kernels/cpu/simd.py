@@ -32,6 +32,10 @@ class Vectors(NamedTuple):
         Height of the widest tile of a gradient product; divides a panel.
     panels : int
         Panels side by side in a tile.
+    units, lines : int
+        Height and width, in lines, of the largest tile of a forward or delta product with samples in the lanes.
+    block : tuple of int
+        Height and width of a tile of such a gradient.
     """
 
     bytes: int
@@ -39,6 +43,9 @@ class Vectors(NamedTuple):
     rows: int
     columns: int
     panels: int
+    units: int
+    lines: int
+    block: tuple[int, int]
 
 
 def _probe() -> str:
@@ -66,12 +73,13 @@ def _choose_vectors() -> Vectors:
     """Accumulators must cover latency x ports (8 to 10) and leave registers for operands."""
     assembly = _probe()
     if "zmm" in assembly:  # AVX-512: 24 and 16 of 32 registers
-        return Vectors(bytes=64, fused=True, rows=12, columns=8, panels=2)
+        return Vectors(bytes=64, fused=True, rows=12, columns=8, panels=2, units=4, lines=4, block=(4, 4))
     if "vfmadd" in assembly:  # AVX2: 12 and 8 of 16
-        return Vectors(bytes=32, fused=True, rows=6, columns=4, panels=1)
+        return Vectors(bytes=32, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, block=(4, 2))
     if "fmla" in assembly:  # NEON: 24 and 16 of 32
-        return Vectors(bytes=16, fused=True, rows=6, columns=4, panels=1)
-    return Vectors(bytes=16, fused=False, rows=2, columns=2, panels=1)  # SSE: 8 and 8 of 16
+        return Vectors(bytes=16, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, block=(4, 4))
+    # SSE: 8 and 8 of 16
+    return Vectors(bytes=16, fused=False, rows=2, columns=2, panels=1, units=2, lines=1, block=(4, 2))
 
 
 VECTORS = _choose_vectors()
@@ -91,37 +99,81 @@ def tile_code(height, panels, ones):
     return 32 * height + 2 * panels + ones
 
 
+class _Walk(NamedTuple):
+    """How a tile goes through an operand: where it starts, how many neighbours it takes in each of its panels, and how
+    far it is to the next row of the tile, to its next panel, to the next term of the sum and to the next run of terms.
+    """
+
+    first: ir.Value
+    size: int = 0
+    row: int | ir.Value = 0
+    panel: int | ir.Value = 0
+    step: int | ir.Value = 0
+    run: int | ir.Value = 0
+    ones: int | ir.Value = 0
+
+
 def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
     """Make an intrinsic C = A B for one tile in registers, of any of the given shapes.
 
-    The sum over k runs in order, one multiply-add per term, so that an element's bits depend neither on the tile it
-    lies in nor on the thread.
+    An element's terms are summed in an order that depends neither on the tile it lies in nor on the thread, one
+    multiply-add per term.
 
     Parameters
     ----------
-    along : {"row", "column"}
-        Where the sum runs through the panels of A: "row" has k inside a panel's line and the tile's rows in
-        successive lines (z = a W, delta W^T), "column" the other way round (a^T delta).
+    along : {"row", "column", "unit", "sample"}
+        Where the sum runs. With units in the lanes, "row" runs inside a line of A, the tile's rows being successive
+        lines (z = a W, delta W^T), "column" the other way round (a^T delta). With samples in the lanes, "unit" sums
+        what lines of B hold, times single numbers (z = W^T a, W delta), and "sample" products of lines (a delta^T).
     start : {"zero", "bias"}
-        The accumulators' first value; "bias" takes the line of B that follows the last k.
-    finish : {"store", "multiply"}
-        Write the sum, or what C held times the sum.
+        The accumulators' first value; "bias" takes what follows the last k: along units of A, else the line of B.
+    finish : {"store", "multiply", "sum"}
+        Write the sum, or what C held times the sum, or the sum over the lanes.
 
     Returns
     -------
     intrinsic
-        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes.
-        ``a = (array, start, stride)``, ``b = (array, start, stride, panel)`` and ``c = (array, start, panel)`` give
-        where the tile's first element lies and, in elements, how far it is to the next run of k and to the next
-        panel. The sum has ``depth >= 1`` terms, in runs of ``run`` that are contiguous lines of B; "row" needs
-        ``run`` to be the panel's width.
+        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes. The sum has
+        ``depth >= 1`` terms, in runs of ``run``. A, B and C are tuples that start with an array and the place of the
+        tile's first element in it; what follows says how far it is, in elements,
+
+        - along rows and columns, to A's next run, to B's next run and panel, and to C's next panel; a run is contiguous
+          lines of B, and for "row" as long as a panel is wide;
+        - along units, to A's next row and term, to B's next term, and to C's next row; there is one run, and panels are
+          contiguous lines of B and C;
+        - along samples, to the next row and run of A, to the next panel and run of B, which here are rows too, and to
+          C's next row and to the row for that of ones, which is written last; terms and runs are multiples of a vector,
+          and a row of C holds one number per panel.
     """
 
     @intrinsic
     def tile(typingctx, code, a, b, c, depth, run):
         def codegen(context, builder, signature, args):
             emitter = _Emitter(context, builder, signature.args[1].types[0].dtype)
-            a, b, c = (emitter.fields(value, kind) for value, kind in zip(args[1:4], signature.args[1:4], strict=True))
+            width = emitter.width
+            (a_first, *a), (b_first, *b), (c_first, *c) = (
+                emitter.place(value, kind) for value, kind in zip(args[1:4], signature.args[1:4], strict=True)
+            )
+            if along == "sample":
+                lanes = emitter.lanes
+                walks = (
+                    _Walk(a_first, lanes, row=a[0], step=1, run=a[1]),
+                    _Walk(b_first, lanes, panel=b[0], step=1, run=b[1]),
+                    _Walk(c_first, 1, row=c[0], panel=1, ones=c[1]),
+                )
+            elif along == "unit":
+                walks = (
+                    _Walk(a_first, 1, row=a[0], step=a[1]),
+                    _Walk(b_first, width, panel=width, step=b[0]),
+                    _Walk(c_first, width, row=c[0], panel=width),
+                )
+            else:
+                row, step = (width, 1) if along == "row" else (1, width)
+                walks = (
+                    _Walk(a_first, 1, row=row, step=step, run=a[0]),
+                    _Walk(b_first, width, panel=b[1], step=width, run=b[0]),
+                    _Walk(c_first, width, row=width, panel=c[0]),
+                )
             done = builder.append_basic_block("done")
             other = builder.append_basic_block("other")
             switch = builder.switch(args[0], other)
@@ -130,7 +182,9 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
                 block = builder.append_basic_block(f"tile_{code}")
                 switch.add_case(code, block)
                 builder.position_at_end(block)
-                emitter.emit(shape, a, b, c, args[4], args[5], along, start, finish)
+                initial = emitter.biases(shape, *walks[:2], args[4], along) if start == "bias" else None
+                results = emitter.sums(shape, *walks[:2], args[4], args[5], initial)
+                emitter.finish(shape, walks[2], results, finish)
                 builder.branch(done)
             builder.position_at_end(other)
             builder.unreachable()
@@ -166,15 +220,27 @@ class _Emitter:
         array = self.context.make_array(kind.types[0])(self.context, self.builder, parts[0])
         return array.data, *parts[1:]
 
+    def place(self, value, kind):
+        """Unpack a tuple ``(array, start, ...)`` into a pointer to the element and what follows."""
+        data, start, *rest = self.fields(value, kind)
+        return self.at(data, start), *rest
+
     def places(self, values, kinds):
         """Pointers to what tuples ``(array, start)`` name."""
-        return [self.at(*self.fields(value, kind)) for value, kind in zip(values, kinds, strict=True)]
+        return [self.place(value, kind)[0] for value, kind in zip(values, kinds, strict=True)]
 
     def at(self, pointer, *offsets):
         for offset in offsets:
             offset = self.index(offset) if isinstance(offset, int) else offset
             pointer = self.builder.gep(pointer, [offset], source_etype=self.number)
         return pointer
+
+    def times(self, number, distance):
+        """``number`` distances, either of which may be a value."""
+        if isinstance(distance, int) and isinstance(number, int):
+            return number * distance
+        number, distance = (self.index(x) if isinstance(x, int) else x for x in (number, distance))
+        return self.builder.mul(number, distance)
 
     def load(self, pointer):
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
@@ -211,7 +277,7 @@ class _Emitter:
         return self.shuffle(one, one, [0] * self.lanes)
 
     def shuffle(self, a, b, lanes):
-        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), lanes))
+        return self.builder.shuffle_vector(a, b, ir.Constant(ir.VectorType(ir.IntType(32), len(lanes)), list(lanes)))
 
     def interleave(self, a, b, half):
         """a[0], b[0], a[1], b[1], ... of the lower or upper half of two vectors."""
@@ -219,32 +285,50 @@ class _Emitter:
         pairs = ((k, k + self.lanes) for k in range(first, first + self.lanes // 2))
         return self.shuffle(a, b, [k for pair in pairs for k in pair])
 
+    def sum_lanes(self, vectors):
+        """The sum of the lanes of each of a power of two vectors, as one vector."""
+        span = self.lanes
+        while span > 1:
+            span //= 2
+            near = [lane & span for lane in range(self.lanes)]
+            if len(vectors) > 1:  # lanes with this bit go on with the second half of the vectors
+                pairs = zip(vectors[: len(vectors) // 2], vectors[len(vectors) // 2 :], strict=True)
+                kept = [lane + self.lanes * bool(bit) for lane, bit in enumerate(near)]
+                moved = [(lane ^ span) + self.lanes * bool(bit) for lane, bit in enumerate(near)]
+                vectors = [self.builder.fadd(self.shuffle(a, b, kept), self.shuffle(a, b, moved)) for a, b in pairs]
+            else:
+                (a,) = vectors
+                vectors = [self.builder.fadd(a, self.shuffle(a, a, [lane ^ span for lane in range(self.lanes)]))]
+        return vectors[0]
+
     def phi(self, kind, incoming, block):
         node = self.builder.phi(kind)
         node.add_incoming(incoming, block)
         return node
 
-    def emit(self, shape, a, b, c, depth, run, along, start, finish):
+    def line(self, first, shape, walk):
+        """Pointers to the vectors of one row of a tile."""
+        return [
+            self.at(first, self.times(p, walk.panel), lane)
+            for p in range(shape.panels)
+            for lane in range(0, walk.size, self.lanes)
+        ]
+
+    def biases(self, shape, a, b, depth, along):
+        """What follows the last term of the sums."""
+        if along == "unit":
+            past = self.at(a.first, self.times(depth, a.step))
+            rows = [self.broadcast(self.at(past, self.times(row, a.row))) for row in range(shape.height)]
+            return [row for row in rows for _ in self.line(b.first, shape, b)]
+        past = self.at(b.first, self.times(depth, b.step))
+        return [self.load(pointer) for pointer in self.line(past, shape, b)] * shape.height
+
+    def sums(self, shape, a, b, depth, run, initial):
         """Two nested loops, over runs of k and over the terms of a run, with the accumulators as phis."""
-        builder, index, vector, width = self.builder, self.index, self.vector, self.width
-        (a_data, a_start, a_stride), (b_data, b_start, b_stride, b_panel), (c_data, c_start, c_panel) = a, b, c
-        a_row, a_step = (width, 1) if along == "row" else (1, width)
-        a_first, b_first, c_first = self.at(a_data, a_start), self.at(b_data, b_start), self.at(c_data, c_start)
-
-        def line(first, panel, row=0):
-            """Pointers to the vectors of one line of the tile in B or C."""
-            return [
-                self.at(first, *([panel] * p), row * width + lane)
-                for p in range(shape.panels)
-                for lane in range(0, width, self.lanes)
-            ]
-
-        if start == "bias":
-            past_weights = self.at(b_first, builder.mul(depth, index(width)))
-            initial = [self.load(pointer) for pointer in line(past_weights, b_panel)] * shape.height
-        else:
-            zero = ir.Constant(vector, [0.0] * self.lanes)
-            initial = [zero] * ((shape.height + shape.ones) * len(line(b_first, b_panel)))
+        builder, index, vector = self.builder, self.index, self.vector
+        if initial is None:
+            n_vectors = len(self.line(b.first, shape, b))
+            initial = [ir.Constant(vector, [0.0] * self.lanes)] * ((shape.height + shape.ones) * n_vectors)
 
         before = builder.block
         runs, terms, after, done = (
@@ -254,8 +338,8 @@ class _Emitter:
 
         builder.position_at_end(runs)
         left = self.phi(index, depth, before)
-        a_run = self.phi(a_first.type, a_first, before)
-        b_run = self.phi(b_first.type, b_first, before)
+        a_run = self.phi(a.first.type, a.first, before)
+        b_run = self.phi(b.first.type, b.first, before)
         sums_before = [self.phi(vector, value, before) for value in initial]
         count = builder.select(builder.icmp_signed("<", left, run), left, run)
         builder.branch(terms)
@@ -263,20 +347,21 @@ class _Emitter:
         builder.position_at_end(terms)
         k = self.phi(index, index(0), runs)
         sums = [self.phi(vector, value, runs) for value in sums_before]
-        a_k = self.at(a_run, builder.mul(k, index(a_step)))
-        b_k = [self.load(pointer) for pointer in line(self.at(b_run, builder.mul(k, index(width))), b_panel)]
+        a_k = self.at(a_run, self.times(k, a.step))
+        b_k = [self.load(pointer) for pointer in self.line(self.at(b_run, self.times(k, b.step)), shape, b)]
         elements = list(product(range(shape.height), range(len(b_k))))
         if shape.height < len(b_k):  # the fewer ones of A and B stay in registers
             elements.sort(key=lambda element: element[1])
+        factor, terms_at_once = (self.broadcast, 1) if a.size == 1 else (self.load, a.size)
         factors, results = {}, list(sums)
         for row, column in elements:
             if row not in factors:
-                factors[row] = self.broadcast(self.at(a_k, row * a_row))
+                factors[row] = factor(self.at(a_k, self.times(row, a.row)))
             number = len(b_k) * row + column
             results[number] = self.multiply_add(factors[row], b_k[column], sums[number])
         if shape.ones:
             results[-len(b_k) :] = [builder.fadd(*pair) for pair in zip(sums[-len(b_k) :], b_k, strict=True)]
-        following = builder.add(k, index(1))
+        following = builder.add(k, index(terms_at_once))
         k.add_incoming(following, terms)
         for node, value in zip(sums, results, strict=True):
             node.add_incoming(value, terms)
@@ -285,16 +370,36 @@ class _Emitter:
         builder.position_at_end(after)
         remaining = builder.sub(left, count)
         left.add_incoming(remaining, after)
-        a_run.add_incoming(self.at(a_run, a_stride), after)
-        b_run.add_incoming(self.at(b_run, b_stride), after)
+        a_run.add_incoming(self.at(a_run, a.run), after)
+        b_run.add_incoming(self.at(b_run, b.run), after)
         for node, value in zip(sums_before, results, strict=True):
             node.add_incoming(value, after)
         builder.cbranch(builder.icmp_signed(">", remaining, index(0)), runs, done)
 
         builder.position_at_end(done)
-        targets = [pointer for row in range(shape.height + shape.ones) for pointer in line(c_first, c_panel, row)]
+        return results
+
+    def finish(self, shape, c, results, finish):
+        """Write a tile, or what was there times the tile, or its sums over the lanes."""
+        rows = [self.at(c.first, self.times(row, c.row)) for row in range(shape.height)]
+        if shape.ones:
+            rows.append(self.at(c.first, c.ones if finish == "sum" else self.times(shape.height, c.row)))
+        if finish == "sum":
+            block = min(self.lanes, shape.height * shape.panels)
+            for number in range(0, len(results), block):
+                group = results[number : number + block]
+                total, stride = self.sum_lanes(group), self.lanes // len(group)
+                neighbours = min(len(group), shape.panels)
+                for k in range(0, len(group), neighbours):
+                    row, panel = divmod(number + k, shape.panels)
+                    lanes = [lane * stride for lane in range(k, k + neighbours)]
+                    self.store(self.shuffle(total, total, lanes), self.at(rows[row], panel))
+            return
+        targets = [pointer for row in rows for pointer in self.line(row, shape, c)]
         for pointer, value in zip(targets, results, strict=True):
-            self.store(builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
+            if finish == "multiply":
+                value = self.builder.fmul(self.load(pointer), value)
+            self.store(value, pointer)
 
 
 def _line_intrinsic(emit: Callable, result: bool) -> Callable:
