@@ -89,11 +89,16 @@ TILES = """
 from numba import njit, types
 from fastbp.kernels.cpu.delta import product_times_derivative
 from fastbp.kernels.cpu.forward import product_plus_bias
-from fastbp.kernels.cpu.gemm import column_tile
+from fastbp.kernels.cpu import narrow
+from fastbp.kernels.cpu.gemm import column_tile, sample_tile
 
 @njit(_nrt=False)
 def gradient_tile(code, a, b, c, depth, run):
     column_tile(code, a, b, c, depth, run)
+
+@njit(_nrt=False)
+def narrow_gradient_tile(code, a, b, c, depth, run):
+    sample_tile(code, a, b, c, depth, run)
 
 for element in (types.float32, types.float64):
     place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
@@ -103,6 +108,11 @@ for element in (types.float32, types.float64):
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
     gradient_tile.compile((types.int64, place, panels, place, types.int64, types.int64))
     show(gradient_tile)
+    for product in (narrow.product_plus_bias, narrow.product_times_derivative):
+        product.compile((panels, place, place, types.int64, types.int64, types.int64))
+        show(product)
+    narrow_gradient_tile.compile((types.int64, panels, panels, panels, types.int64, types.int64))
+    show(narrow_gradient_tile)
 """
 
 
@@ -123,7 +133,7 @@ def test_nothing_is_compiled_once_the_cache_is_warm():
 
 def loops(assembly: str, instruction: str) -> list[str]:
     """The basic blocks with at least two such instructions."""
-    blocks = re.split(r"\n(?=\.?L?BB)|\n\s*ret", assembly)
+    blocks = re.split(r"\n(?=\.?L?BB)|\n\s*(?:ret|j[a-z]+|b\.[a-z]+|[ct]bn?z)\b.*", assembly)
     return [block for block in blocks if len(re.findall(instruction, block)) >= 2]
 
 

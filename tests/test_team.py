@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import time
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 from cases import make_case
 
+from fastbp.kernels.cpu import team
 from fastbp.kernels.cpu.team import Team
 
 
@@ -85,3 +87,33 @@ def test_interruptions_leave_no_trace(rng):
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, handler)
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no choice of cores")
+def test_threads_on_one_core_part(monkeypatch):
+    """The second thread that finds itself on a core goes to another, and may go anywhere from then on."""
+    allowed, asked = {0, 1, 2}, []
+    monkeypatch.setattr(team, "_core_of_thread", lambda: 1)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda thread: allowed)
+    monkeypatch.setattr(os, "sched_setaffinity", lambda thread, cores: asked.append(cores))
+    call = team._Call(lambda thread, size: None, ())
+    call.share(0, 2)
+    assert asked == []
+    call.share(1, 2)
+    assert asked == [{0, 2}, allowed]
+    assert call.errors == []
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="there is no choice of cores")
+def test_threads_that_may_not_choose_their_core_work_on_it(monkeypatch):
+    def refuse(thread, cores):
+        raise PermissionError
+
+    monkeypatch.setattr(team, "_core_of_thread", lambda: 1)
+    monkeypatch.setattr(os, "sched_setaffinity", refuse)
+    seen: list[int] = []
+    call = team._Call(lambda thread, size: seen.append(thread), ())
+    call.share(0, 2)
+    call.share(1, 2)
+    assert seen == [0, 1]
+    assert call.errors == []
