@@ -7,6 +7,7 @@ A minibatch is two phases, each ended by a barrier of the team of threads:
 2. *Parameters.* Each thread owns tiles of every grad_W, sums them over the minibatch in registers and applies
    the optimizer on the spot (``gradient.py``).
 
-``epoch.py`` strings the phases together and holds the entry points; ``layout.py`` says where everything
-lies in memory; ``simd.py`` is the only file that emits LLVM IR.
+Units are the lanes of vectors, in panels of a cache line; ``narrow.py`` does both phases for networks of so few units
+that samples make better lanes. ``epoch.py`` strings the phases together and holds the entry points; ``layout.py`` says
+where everything lies in memory; ``simd.py`` is the only file that emits LLVM IR.
 """
