@@ -16,8 +16,9 @@ from .simd import make_call, switch
 
 #: Options of what Python never calls.
 _WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
+#: How the names of functions end that become part of their callers.
+_EMBEDDED = "embedded"
 _names: set[str] = set()
-_embedded: set[str] = set()
 _numbers = count()
 
 
@@ -58,9 +59,7 @@ def embedded(function: Callable, variant: str = "") -> Callable:
     """Compile a function that becomes part of its callers' machine code, without a call that would pass every array of
     a structure by eight words.
     """
-    dispatcher = _compile(function, variant, forceinline=True, **_WITHOUT_WRAPPERS)
-    _embedded.add(function.__qualname__)
-    return dispatcher
+    return _compile(function, f"{variant} {_EMBEDDED}".strip(), forceinline=True, **_WITHOUT_WRAPPERS)
 
 
 #: All entry points.
@@ -80,19 +79,19 @@ def entry(function: Callable, **options: Any) -> Any:
 
 
 def _optimize(library: Any) -> None:
-    """Optimise a library once, and none whose only function becomes part of others, where it will be optimised.
+    """Optimise a library once, and none whose function becomes part of others, where it will be optimised.
 
     Numba does it twice, to find reference counts that cancel out; there are none.
     """
-    if library.name not in _embedded:
+    if not library.name.endswith(f"{_EMBEDDED}]"):
         passes, builder = library._codegen._module_pass_manager()
         passes.run(library._final_module, builder)
 
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compile in half the time meanwhile: without what Numba does for other code than this, and without garbage
-    collection, which goes through all that a compiler builds, again and again.
+    """Compile without what Numba does for other code than this, an eighth of its time, and without garbage collection,
+    which goes through all that a compiler builds, again and again, for a sixth.
     """
     was_enabled, optimize = gc.isenabled(), CPUCodeLibrary._optimize_final_module
     gc.disable()

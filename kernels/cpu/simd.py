@@ -101,7 +101,8 @@ def tile_code(height, panels, ones):
 
 class _Walk(NamedTuple):
     """How a tile goes through an operand: where it starts, how many neighbours it takes in each of its panels, and how
-    far it is to the next row of the tile, to its next panel, to the next term of the sum and to the next run of terms.
+    far it is to the next row of the tile, to its next panel, to the next term of the sum and to the next run of terms,
+    and from the start to the row for that of ones.
     """
 
     first: ir.Value
