@@ -47,6 +47,11 @@ def _start(dtype: str) -> subprocess.Popen | None:
         return None
 
 
+def is_first_use(dtype: np.dtype) -> bool:
+    """Whether this process has compiled hooks for a number type: others find them, and the loops, on disk."""
+    return dtype.name in _helpers
+
+
 def wait(dtype: np.dtype) -> None:
     """Wait for the helper, if there is one."""
     helper = _helpers.get(dtype.name)

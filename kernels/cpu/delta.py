@@ -142,7 +142,7 @@ def target_columns(data, first, n_rows, n_out, n_classes, smoothing, square, tar
 def weigh(data, first, n_rows, scale, weight):
     """What samples at positions ``first`` to ``first + n_rows`` count for, as a line."""
     fill_line(weight, 0, weight.dtype.type(scale))
-    if data.weight.size > 0:
+    if data.weight.size:
         for r in range(n_rows):
             weight[r] *= data.weight[sample(data, first + r)]
 

@@ -278,7 +278,7 @@ def make_gradient(sum_strip, variant=""):
                     start = layer[W] + (panel * (n_in + 1) + first) * lanes
                     line = (panel - first_panel) * STRIP_LINES * width
                     size = (last - first) * lanes
-                    # The strips of one panel are whole lines, as those of several are anyway.
+                    # Whole lines: a narrow layer's last strip may end within one, and has zeros up to its end.
                     grad = view(strip, line, n_panels((last - first + with_bias) * lanes, width) * width)
                     if into == UPDATE:
                         if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):

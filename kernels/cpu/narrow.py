@@ -1,6 +1,6 @@
-"""The row phase of a network of narrow layers: samples are the lanes, so that no width leaves any of them idle.
+"""Both phases of a network of narrow layers: samples are the lanes, so that no width leaves any of them idle.
 
-All that it computes row by row has the bits that it has in panels.
+What is computed row by row has the bits that it has in panels; gradients are summed in another order.
 """
 
 import numpy as np

@@ -228,7 +228,7 @@ class Session:
         self._team.run(entry, *args)
 
     def _find_hooks(self) -> Addresses:
-        """Compile all hooks, and one loop, whatever this network wants: the next one will want another."""
+        """Compile all hooks, whatever this network wants: the next one will want another."""
         dtype = self.topology.dtype
         ACTIVATE.address(dtype)
         key, sizes = self.network.seed, (0, 0)
@@ -244,13 +244,18 @@ class Session:
             drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
             **self._find_hooks_of_gradient(),
         )
-        flat, epochs = np.zeros((1, 1), dtype), np.zeros((1, 1))
+        if ahead.is_first_use(dtype):
+            self._compile_narrow_loop()
+        return addresses
+
+    def _compile_narrow_loop(self) -> None:
+        """Compile the loop that the helper leaves to this process, for a network that may not be this one."""
+        flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
         samples = samples_alone(np.broadcast_to(flat, flat.shape))
         run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], samples.order, flat[0], flat, epochs)
-        loop = self.network, self.parameters, samples, self.work, NO_OPTIMIZER, run, *sizes, *sizes
+        args = self.network, self.parameters, samples, self.work, NO_OPTIMIZER, run, 0, 0, 0, 1
         with quick_compilation():
-            epoch.train_narrow.compile(tuple(typeof(arg) for arg in loop))
-        return addresses
+            epoch.train_narrow.compile(tuple(typeof(arg) for arg in args))
 
     def _find_hooks_of_gradient(self) -> dict[str, int]:
         """Compile what is done to a gradient in memory; a helper has done so before it is asked for here."""
