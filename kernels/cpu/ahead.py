@@ -39,10 +39,13 @@ def _start(dtype: str) -> subprocess.Popen | None:
     if not sys.executable or getattr(sys, "frozen", False) or (os.cpu_count() or 1) < 2:
         return None
     quiet: Any = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.DEVNULL)
-    script = f"from {__package__}.session import compile_loop; compile_loop({dtype!r})"
-    environment = os.environ | {"PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    # It ends at once: to collect garbage, and to take down what a compiler has built, would take another second.
+    script = (
+        f"import gc, os, sys; gc.disable(); sys.path[:] = {sys.path!r}; "
+        f"from {__package__}.session import compile_half; compile_half({dtype!r}); os._exit(0)"
+    )
     try:
-        return subprocess.Popen([sys.executable, "-c", script], env=environment, **quiet)
+        return subprocess.Popen([sys.executable, "-c", script], **quiet)
     except OSError:
         return None
 

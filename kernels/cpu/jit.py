@@ -7,17 +7,18 @@ from copy import copy
 from itertools import count
 from typing import Any
 
+import numpy as np
 from numba import njit, typeof
-from numba.core.codegen import CPUCodeLibrary
+from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.np.numpy_support import from_dtype
 
 from ..digest import DIGEST
 from .simd import make_call, switch
 
 #: Options of what Python never calls.
-_WITHOUT_WRAPPERS = {"no_cpython_wrapper": True, "no_cfunc_wrapper": True}
-#: How the names of functions end that become part of their callers.
-_EMBEDDED = "embedded"
+_WITHOUT_WRAPPER = {"no_cpython_wrapper": True}
+#: How the names of functions end that nobody calls but kernels.
+_INNER = "inner"
 _names: set[str] = set()
 _numbers = count()
 
@@ -33,7 +34,9 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
     # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
     # a function in the library that it was first compiled into, and so on which entry point ran first.
     # No reference counts: a kernel borrows its arrays, cannot allocate, and pays no atomic for passing one on.
-    return njit(error_model="numpy", nogil=True, _nrt=False, **options)(function)
+    return njit(error_model="numpy", nogil=True, _nrt=False, no_rewrites=True, no_cfunc_wrapper=True, **options)(
+        function
+    )
 
 
 def new_variant() -> str:
@@ -43,7 +46,11 @@ def new_variant() -> str:
 
 def routine(function: Callable, variant: str = "") -> Callable:
     """Compile a function that other kernels call; it becomes part of their code. Closures need a ``variant``."""
-    return _compile(function, variant, **_WITHOUT_WRAPPERS)
+    return _compile(function, _inner(variant), **_WITHOUT_WRAPPER)
+
+
+def _inner(variant: str) -> str:
+    return f"{variant} {_INNER}".strip()
 
 
 def inlined(function: Callable, variant: str = "") -> Callable:
@@ -59,7 +66,7 @@ def embedded(function: Callable, variant: str = "") -> Callable:
     """Compile a function that becomes part of its callers' machine code, without a call that would pass every array of
     a structure by eight words.
     """
-    return _compile(function, f"{variant} {_EMBEDDED}".strip(), forceinline=True, **_WITHOUT_WRAPPERS)
+    return _compile(function, _inner(variant), forceinline=True, **_WITHOUT_WRAPPER)
 
 
 #: All entry points.
@@ -69,37 +76,57 @@ ENTRIES: list[Any] = []
 def entry(function: Callable, **options: Any) -> Any:
     """Compile an entry point, called from Python and cached on disk.
 
-    Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all
-    files whose code can end up in it.
+    Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all files whose
+    code can end up in it. As part of the version it keeps indices of other sources from being read, whose types may be
+    gone.
     """
     dispatcher: Any = _compile(function, cache=True, **options)
-    dispatcher._cache._cache_file._source_stamp = DIGEST
+    files = dispatcher._cache._cache_file
+    files._source_stamp, files._version = DIGEST, f"{files._version} {DIGEST}"
     ENTRIES.append(dispatcher)
     return dispatcher
 
 
-def _optimize(library: Any) -> None:
-    """Optimise a library once, and none whose function becomes part of others, where it will be optimised.
+class _Library(JITCodeLibrary):
+    """What Numba compiles a function into, and links into its callers' libraries.
 
-    Numba does it twice, to find reference counts that cancel out; there are none.
+    Numba optimises each by functions, then twice as a whole, to find reference counts that cancel out, of which there
+    are none here, and makes machine code of it. Here this is done once, where the code is called by its address.
     """
-    if not library.name.endswith(f"{_EMBEDDED}]"):
-        passes, builder = library._codegen._module_pass_manager()
-        passes.run(library._final_module, builder)
+
+    def _optimize_final_module(self) -> None:
+        if not self._is_inner():
+            passes, builder = self._codegen._module_pass_manager()
+            passes.run(self._final_module, builder)
+
+    def _finalize_final_module(self) -> None:
+        if self._is_inner():
+            self._finalized = True
+        else:
+            super()._finalize_final_module()
+
+    def _is_inner(self) -> bool:
+        return self.name.endswith(f"{_INNER}]")
+
+
+def _set_env(codegen: Any, name: str, env: Any, set_env: Callable = JITCPUCodegen.set_env) -> None:
+    """Tell a function's machine code, if there is any, what it refers to."""
+    if codegen._engine.is_symbol_defined(name):
+        set_env(codegen, name, env)
 
 
 @contextmanager
 def quick_compilation() -> Iterator[None]:
-    """Compile without what Numba does for other code than this, an eighth of its time, and without garbage collection,
-    which goes through all that a compiler builds, again and again, for a sixth.
+    """Compile without what Numba does for other code than this, and without garbage collection, which goes through all
+    that a compiler builds, again and again, for a sixth of the time.
     """
-    was_enabled, optimize = gc.isenabled(), CPUCodeLibrary._optimize_final_module
+    was_enabled, library, set_env = gc.isenabled(), JITCPUCodegen._library_class, JITCPUCodegen.set_env
     gc.disable()
-    CPUCodeLibrary._optimize_final_module = _optimize
+    JITCPUCodegen._library_class, JITCPUCodegen.set_env = _Library, _set_env
     try:
         yield
     finally:
-        CPUCodeLibrary._optimize_final_module = optimize
+        JITCPUCodegen._library_class, JITCPUCodegen.set_env = library, set_env
         if was_enabled:
             gc.enable()
 
@@ -114,27 +141,29 @@ class Hook:
         What compiles it.
     call : intrinsic
         ``call(address, args)`` in kernels.
+    found : dict
+        Addresses by number type.
     """
 
     def __init__(self, function: Callable, kinds: Callable | None = None):
         """``kinds(real)`` gives the arguments' types for numbers of type ``real``; None takes them as they are."""
-        self.dispatcher = entry(function, **_WITHOUT_WRAPPERS)
+        self.dispatcher = entry(function, **_WITHOUT_WRAPPER)
         self._kinds: Any = kinds
-        self._found: dict[Any, int] = {}
+        self.found: dict[np.dtype, int] = {}
         self.call = make_call(kinds, self.dispatcher.overloads)
 
     def replaced_by(self, function: Callable) -> "Hook":
         """A hook of the same arguments for a function of the user's, which no cache keeps."""
         hook = copy(self)
-        hook.dispatcher = _compile(function, new_variant(), **_WITHOUT_WRAPPERS)
-        hook._found = {}
+        hook.dispatcher = _compile(function, new_variant(), **_WITHOUT_WRAPPER)
+        hook.found = {}
         return hook
 
     def address(self, dtype) -> int:
         """Where the machine code for numbers of this type lies; it stays there."""
-        if dtype not in self._found:
-            self._found[dtype] = self._address(self._kinds(from_dtype(dtype)))
-        return self._found[dtype]
+        if dtype not in self.found:
+            self.found[dtype] = self._address(self._kinds(from_dtype(dtype)))
+        return self.found[dtype]
 
     def address_for(self, *args: Any) -> int:
         """The same for arguments like these."""

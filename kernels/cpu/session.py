@@ -18,7 +18,7 @@ from .delta import COLUMNS_LOSS, LOG_SOFTMAX, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, DROP, custom_activation
 from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
-from .jit import Hook, quick_compilation
+from .jit import quick_compilation
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
 from .layout import Addresses, Network, Parameters, Workspace, panel_width, round_up
 from .simd import VECTORS
@@ -49,8 +49,6 @@ PANELS_START = 2000
 N_CORES = config.NUMBA_NUM_THREADS
 #: For the types of its fields.
 NO_OPTIMIZER = Optimizer(0, 0, 0, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, 0)
-#: The hooks that the helper at the first use compiles; see `ahead`.
-HELPED = PREPARE, UPDATE_RULE, REDUCE, NORMS, APPLY, SETTLE
 _addresses: dict[np.dtype, Addresses] = {}
 _compiled: set[tuple[Any, np.dtype]] = set()
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
@@ -219,53 +217,64 @@ class Session:
         """Run an entry point on all threads; it is compiled here at first, since a thread that fails to would leave the
         others waiting.
         """
-        dtype = self.topology.dtype
-        if (entry, dtype) not in _compiled:
-            ahead.wait(dtype)
-            with quick_compilation():
-                entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
-            _compiled.add((entry, dtype))
+        if (entry, self.topology.dtype) not in _compiled:
+            _compile(entry, *args)
+            _compiled.add((entry, self.topology.dtype))
         self._team.run(entry, *args)
 
     def _find_hooks(self) -> Addresses:
-        """Compile all hooks, whatever this network wants: the next one will want another."""
+        """Compile all hooks, whatever this network wants: the next one will want another; at the first use everything
+        else as well.
+        """
         dtype = self.topology.dtype
-        ACTIVATE.address(dtype)
-        key, sizes = self.network.seed, (0, 0)
-        row = self.network.layers[0], self.parameters, self.work
-        addresses = Addresses(
-            forward=FORWARD_APART.address_for(*row, *sizes, 0.0, *sizes),
-            delta=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
-            batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
-            perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
-            gains=SUM_GAINS.address_for(row[0], self.work, *sizes, *sizes, self.work.strip[0], 0),
-            penalize=PENALIZE.address(dtype),
-            log_softmax=LOG_SOFTMAX.address(dtype),
-            drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
-            **self._find_hooks_of_gradient(),
-        )
-        if ahead.is_first_use(dtype):
-            self._compile_narrow_loop()
-        return addresses
+        key, number, sizes = self.network.seed, dtype.type(0), (0, 0)
+        network, row = (self.network, self.parameters), (self.network.layers[0], self.parameters, self.work)
+        with quick_compilation():
+            for hook in (ACTIVATE, PREPARE):
+                hook.address(dtype)
+            addresses = Addresses(
+                delta=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
+                batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
+                perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
+                reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
+                norms=NORMS.address_for(*network, *sizes),
+                apply=APPLY.address_for(*network, NO_OPTIMIZER, self.work, number, number, *sizes),
+                settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
+                gains=SUM_GAINS.address_for(row[0], self.work, *sizes, *sizes, self.work.strip[0], 0),
+                penalize=PENALIZE.address(dtype),
+                log_softmax=LOG_SOFTMAX.address(dtype),
+                drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
+            )
+            if ahead.is_first_use(dtype):
+                self.compile(epoch.train_narrow)
+                ahead.wait(dtype)
+                self.compile_half()
+            return addresses._replace(forward=self._find_forward())
 
-    def _compile_narrow_loop(self) -> None:
-        """Compile the loop that the helper leaves to this process, for a network that may not be this one."""
+    def _find_forward(self) -> int:
+        """Compile the hook of layers that are not dense, which the loop of narrow networks can do without."""
+        row = self.network.layers[0], self.parameters, self.work
+        return FORWARD_APART.address_for(*row, 0, 0, 0.0, 0, 0)
+
+    def compile(self, entry: Any) -> None:
+        """Compile an entry point for all networks of this number type, and run nothing."""
         flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
         samples = samples_alone(np.broadcast_to(flat, flat.shape))
         run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], samples.order, flat[0], flat, epochs)
-        args = self.network, self.parameters, samples, self.work, NO_OPTIMIZER, run, 0, 0, 0, 1
-        with quick_compilation():
-            epoch.train_narrow.compile(tuple(typeof(arg) for arg in args))
+        network = self.network, self.parameters
+        if entry is epoch.evaluate:
+            _compile(entry, *network, samples, self.work, flat, epochs[0])
+        elif entry is epoch.publish:
+            _compile(entry, *network, self.work, run)
+        else:
+            _compile(entry, *network, samples, self.work, NO_OPTIMIZER, run, 0, 0)
 
-    def _find_hooks_of_gradient(self) -> dict[str, int]:
-        """Compile what is done to a gradient in memory; a helper has done so before it is asked for here."""
-        network, number, sizes = (self.network, self.parameters), self.topology.dtype.type(0), (0, 0)
-        return {
-            "reduce": REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
-            "norms": NORMS.address_for(*network, *sizes),
-            "apply": APPLY.address_for(*network, NO_OPTIMIZER, self.work, number, number, *sizes),
-            "settle": SETTLE.address_for(*network, self.work, 0.0, *sizes),
-        }
+    def compile_half(self) -> None:
+        """Compile what a helper does at the first use; see `ahead`."""
+        UPDATE_RULE.address(self.topology.dtype)
+        self._find_forward()
+        for entry in (epoch.train, epoch.evaluate, epoch.publish):
+            self.compile(entry)
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
@@ -299,7 +308,6 @@ class Session:
         follows from whether there is clipping.
         """
         dtype = self.topology.dtype
-        ahead.wait(dtype)
         code, prepare, rule = 0, PREPARE, UPDATE_RULE
         if isinstance(update.rule, CustomRule):
             prepare, rule = custom_rule(update.rule)
@@ -455,15 +463,16 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
     return row.code, COLUMNS_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
 
 
-def compile_loop(dtype: str) -> None:
+def _compile(entry: Any, *args: Any) -> None:
+    with quick_compilation():
+        entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
+
+
+def compile_half(dtype: str) -> None:
     """Compile what `Session` waits for at the first use, and keep it on disk; nothing is run."""
     ahead.refuse()
-    hook: Any = Hook
-    team: Any = Team
-    address = hook._address
-    hook._address = lambda self, kinds: address(self, kinds) if self in HELPED else 0
-    _addresses[np.dtype(dtype)] = Addresses()
-    team.run = lambda *args: None
+    number = np.dtype(dtype)
+    _addresses[number] = Addresses()
     topology = Topology(
         layer_sizes=(1, 1),
         activations=(),
@@ -474,16 +483,14 @@ def compile_loop(dtype: str) -> None:
         bias=True,
         dropout=(),
         input_noise=0.0,
-        max_norm=1.0,  # in panels: `Session` compiles the other loop beside its hooks
+        max_norm=np.inf,
         l1=0.0,
         l2=0.0,
         penalty_by_batch=False,
-        dtype=np.dtype(dtype),
+        dtype=number,
         seed=0,
     )
-    theta, X = np.zeros(topology.n_parameters, dtype), np.zeros((1, 1), dtype)
-    X.flags.writeable = False
-    with quick_compilation(), Session(topology, theta, np.zeros((2, 0)), 1, threads=1) as session:
-        session._find_hooks_of_gradient()
-        session.gradients(samples_alone(X))
-        session.forward(X)
+    COLUMNS_LOSS.found[number] = 0
+    theta, moving = np.zeros(topology.n_parameters, number), np.zeros((2, 0))
+    with quick_compilation(), Session(topology, theta, moving, 1, threads=1) as session:
+        session.compile_half()
