@@ -141,6 +141,27 @@ def test_nothing_is_compiled_after_the_first_use(tmp_path):
     assert run(EVERYTHING, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "[]"
 
 
+@pytest.mark.parametrize(
+    ("script", "environment", "said"),
+    [
+        ("import fastbp", {"NUMBA_DISABLE_JIT": "1"}, "NUMBA_DISABLE_JIT"),
+        (
+            "from numba.core.caching import CacheImpl; CacheImpl._locator_classes = []; import fastbp",
+            {},
+            "NUMBA_CACHE_DIR",
+        ),
+    ],
+    ids=["no compiler", "nowhere to write"],
+)
+def test_an_import_in_vain_says_what_to_do(script, environment, said):
+    done = subprocess.run(
+        [sys.executable, "-c", script], env=os.environ | environment, stderr=subprocess.PIPE, text=True
+    )
+    *_, last = done.stderr.splitlines()
+    assert last.startswith("ImportError: fastbp")
+    assert said in last
+
+
 def test_an_index_of_other_kernels_is_not_read(tmp_path, monkeypatch):
     files = layout.transpose._cache._cache_file
     index = tmp_path / "index"

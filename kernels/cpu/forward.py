@@ -12,6 +12,7 @@ from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
 from .simd import (
+    QUAD,
     VECTORS,
     address_of,
     array_at,
@@ -21,6 +22,7 @@ from .simd import (
     prefetch_to_read,
     take_lanes,
     transpose_lines,
+    transpose_quads,
     vector_size,
     view,
 )
@@ -106,9 +108,13 @@ def take_columns(rows, data, first, n_rows, last, square, columns):
     n, width = rows.shape[1], line_size(columns)
     for column in range(0, n, width):
         count = min(width, n - column)
+        step = QUAD if count <= QUAD else width
         for r in range(n_rows):
-            take_lanes((rows[sample(data, min(first + r, last))], column), (square, r * width), count)
-        transpose_square(square, 0, columns, column * width)
+            take_lanes((rows[sample(data, min(first + r, last))], column), (square, r * step), count)
+        if count <= QUAD:
+            transpose_quads((square, 0), (columns, column * width))
+        else:
+            transpose_square(square, 0, columns, column * width)
 
 
 @inlined

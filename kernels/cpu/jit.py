@@ -8,12 +8,15 @@ from itertools import count
 from typing import Any
 
 import numpy as np
-from numba import njit, typeof
+from numba import config, njit, typeof
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.np.numpy_support import from_dtype
 
 from ..digest import DIGEST
 from .simd import make_call, switch
+
+if config.DISABLE_JIT:
+    raise ImportError("fastbp is nothing without Numba's compiler: unset NUMBA_DISABLE_JIT")
 
 #: Options of what Python never calls.
 _WITHOUT_WRAPPER = {"no_cpython_wrapper": True}
@@ -34,9 +37,9 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
     # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
     # a function in the library that it was first compiled into, and so on which entry point ran first.
     # No reference counts: a kernel borrows its arrays, cannot allocate, and pays no atomic for passing one on.
-    return njit(error_model="numpy", nogil=True, _nrt=False, no_rewrites=True, no_cfunc_wrapper=True, **options)(
-        function
-    )
+    # Neither array expressions nor calls from C.
+    options |= {"no_rewrites": True, "no_cfunc_wrapper": True}
+    return njit(error_model="numpy", nogil=True, _nrt=False, **options)(function)
 
 
 def new_variant() -> str:
@@ -79,8 +82,21 @@ def entry(function: Callable, **options: Any) -> Any:
     Numba's cache looks at the file of the entry point alone (numba#1833); the stamp set here covers all files whose
     code can end up in it. As part of the version it keeps indices of other sources from being read, whose types may be
     gone.
+
+    Raises
+    ------
+    ImportError
+        If there is no folder to write to.
     """
-    dispatcher: Any = _compile(function, cache=True, **options)
+    try:
+        dispatcher: Any = _compile(function, cache=True, **options)
+    except RuntimeError as error:
+        if "no locator" not in str(error):
+            raise
+        raise ImportError(
+            "fastbp keeps compiled code on disk, and may write neither to its own folder nor to the user's cache: "
+            "set NUMBA_CACHE_DIR to a folder that it may write to"
+        ) from error
     files = dispatcher._cache._cache_file
     files._source_stamp, files._version = DIGEST, f"{files._version} {DIGEST}"
     ENTRIES.append(dispatcher)

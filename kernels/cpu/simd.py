@@ -15,6 +15,8 @@ from numba.np.arrayobj import populate_array
 
 #: A panel is one cache line wide on every processor: 16 float32 or 8 float64.
 LINE_BYTES = 64
+#: Rows of at most so many numbers are transposed as if they had no more.
+QUAD = 4
 
 
 class Vectors(NamedTuple):
@@ -566,6 +568,44 @@ def transpose_lines(typingctx, source, target, count):
         return context.get_dummy_value()
 
     return types.void(source, target, types.int64), codegen
+
+
+@intrinsic
+def transpose_quads(typingctx, source, target):
+    """Transpose as many rows of ``QUAD`` numbers as a line has.
+
+    ``source = (array, start)`` are the rows, one after the other; they become the columns of ``QUAD`` lines at
+    ``target = (array, start)``.
+    """
+
+    def codegen(context, builder, signature, args):
+        emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
+        rows, lines = emitter.places(args, signature.args)
+        width, quad = emitter.width, ir.VectorType(emitter.number, QUAD)
+
+        def load(row):
+            return builder.load(emitter.at(rows, row * QUAD), align=emitter.itemsize, typ=quad)
+
+        def join(vectors):
+            while len(vectors) > 1:
+                every = range(2 * vectors[0].type.count)
+                vectors = [emitter.shuffle(a, b, every) for a, b in zip(vectors[::2], vectors[1::2], strict=True)]
+            return vectors[0]
+
+        def mix(a, b, order):
+            """Of each quad in two lines, numbers by their order; those of the second begin with ``QUAD``."""
+            return emitter.shuffle(
+                a, b, [first + k % QUAD + k // QUAD * width for first in range(0, width, QUAD) for k in order]
+            )
+
+        parts = [join([load(row) for row in range(first, width, QUAD)]) for first in range(QUAD)]
+        low, high = ([mix(*parts[k : k + 2], order) for k in (0, 2)] for order in ((0, 4, 1, 5), (2, 6, 3, 7)))
+        columns = [mix(*pair, order) for pair in (low, high) for order in ((0, 1, 4, 5), (2, 3, 6, 7))]
+        for k, column in enumerate(columns):
+            emitter.store(column, emitter.at(lines, k * width))
+        return context.get_dummy_value()
+
+    return types.void(source, target), codegen
 
 
 def switch(routines: dict[int, Callable]) -> Callable:
