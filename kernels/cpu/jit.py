@@ -106,13 +106,17 @@ def entry(function: Callable, **options: Any) -> Any:
 class _Library(JITCodeLibrary):
     """What Numba compiles a function into, and links into its callers' libraries.
 
-    Numba optimises each by functions, then twice as a whole, to find reference counts that cancel out, of which there
-    are none here, and makes machine code of it. Here this is done once, where the code is called by its address.
+    Numba optimises each function by itself, then each library twice, to find reference counts that cancel out, of which
+    there are none here, and makes machine code of it. Here this is done once, where the code is called by its address.
     """
+
+    def _optimize_functions(self, module: Any) -> None:
+        module.data_layout = self._codegen._data_layout
 
     def _optimize_final_module(self) -> None:
         if not self._is_inner():
-            passes, builder = self._codegen._module_pass_manager()
+            # Level 3 makes copies of loops, and a step of a small network just fits into the instruction cache.
+            passes, builder = self._codegen._module_pass_manager(opt=2)
             passes.run(self._final_module, builder)
 
     def _finalize_final_module(self) -> None:
