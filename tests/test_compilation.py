@@ -17,7 +17,8 @@ from fastbp.kernels.cpu import layout
 #: The least that a first use can be.
 LITTLE = """
 import fastbp
-fastbp.MLP((1, 1)).predict([[0.0]])
+for dtype in ("float32", "float64"):
+    fastbp.MLP((1, 1), dtype=dtype).predict([[0.0]])
 """
 
 EVERYTHING = """
@@ -37,11 +38,11 @@ with event.install_recorder("numba:compile") as recorder:
         fastbp.SGD(0.1, 0.9), fastbp.SGD(0.1, 0.9, True),
         fastbp.SGD(0.1, 0.9, rate_in_velocity=True), fastbp.SGD(0.1, 0.9, True, True), fastbp.Adam(amsgrad=True),
         fastbp.RMSprop(momentum=0.5), fastbp.RMSprop(centered=True)]
-    for loss, activation in rows:
+    for dtype, (loss, activation) in itertools.product(("float32", "float64"), list(rows)):
         X = rng.normal(size=(40, 3))
         y = rng.integers(0, 2, size=40) if loss == "cross_entropy" else rng.uniform(size=(40, 2))
         y = y[:, 0] if loss == "gaussian_nll" else y
-        net = fastbp.MLP((3, 5, 4, 2), activation=activation, loss=loss, dropout=0.1, random_state=0)
+        net = fastbp.MLP((3, 5, 4, 2), activation=activation, loss=loss, dtype=dtype, dropout=0.1, random_state=0)
         for optimizer in optimizers:
             optimizer.reset()
             net.fit(X, y, optimizer=optimizer, epochs=1)
@@ -55,9 +56,9 @@ with event.install_recorder("numba:compile") as recorder:
         net.evaluate(X, y)
         net.predict(X)
     fastbp.MLP((1, 1), bias=False).fit([[1.0], [2.0]], [1.0, 2.0], epochs=1)
-    for normalization in NORMALIZATIONS:
+    for dtype, normalization in itertools.product(("float32", "float64"), NORMALIZATIONS):
         net = fastbp.MLP((4, 4, 4, 2), normalization=normalization, residual=True, scale_inputs=True, input_noise=0.1,
-                         max_norm=1.0)
+                         max_norm=1.0, dtype=dtype)
         X, y = rng.normal(size=(2, 40, 4))
         net.fit(X, y[:, :2], steps=3, callbacks=[fastbp.WeightAveraging(by="step")], optimizer=fastbp.Adam(
             layer_rates=(0, 1, 2)), validation_data=(X, y[:, :2]))
