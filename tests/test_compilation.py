@@ -68,6 +68,26 @@ with event.install_recorder("numba:compile") as recorder:
 print([e.data["dispatcher"].py_func.__qualname__ for _, e in recorder.buffer if e.is_start])
 """
 
+#: Four threads begin at the same time, which finds all hooks, and prints whether Numba is as it was.
+TOGETHER = """
+from concurrent.futures import ThreadPoolExecutor
+from threading import Barrier
+from numba.core.codegen import JITCPUCodegen
+import fastbp
+
+def state():
+    return dict(vars(JITCPUCodegen))
+
+def train(dtype):
+    start.wait()
+    fastbp.MLP((1, 1), dtype=dtype).fit([[1.0]], [1.0], epochs=1)
+
+before, start = state(), Barrier(4)
+with ThreadPoolExecutor(4) as pool:
+    list(pool.map(train, ["float32", "float64"] * 2))
+print(state() == before)
+"""
+
 #: Prints assembly for the processor that the environment names.
 NATIVE = """
 def show(function):
@@ -140,6 +160,10 @@ def run(script: str, **environment: str) -> str:
 def test_nothing_is_compiled_after_the_first_use(tmp_path):
     run(LITTLE, NUMBA_CACHE_DIR=str(tmp_path))
     assert run(EVERYTHING, NUMBA_CACHE_DIR=str(tmp_path)).strip() == "[]"
+
+
+def test_threads_that_begin_together_leave_numba_as_it_was():
+    assert run(TOGETHER).strip() == "True"
 
 
 @pytest.mark.parametrize(

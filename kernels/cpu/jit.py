@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numba import config, njit, typeof
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
+from numba.core.compiler_lock import global_compiler_lock
 from numba.np.numpy_support import from_dtype
 
 from ..digest import DIGEST
@@ -138,17 +139,18 @@ def _set_env(codegen: Any, name: str, env: Any, set_env: Callable = JITCPUCodege
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Compile without what Numba does for other code than this, and without garbage collection, which goes through all
-    that a compiler builds, again and again, for a sixth of the time.
+    that a compiler builds, again and again, for a sixth of the time. Other threads wait with what they compile.
     """
-    was_enabled, library, set_env = gc.isenabled(), JITCPUCodegen._library_class, JITCPUCodegen.set_env
-    gc.disable()
-    JITCPUCodegen._library_class, JITCPUCodegen.set_env = _Library, _set_env
-    try:
-        yield
-    finally:
-        JITCPUCodegen._library_class, JITCPUCodegen.set_env = library, set_env
-        if was_enabled:
-            gc.enable()
+    with global_compiler_lock:
+        was_enabled, library, set_env = gc.isenabled(), JITCPUCodegen._library_class, JITCPUCodegen.set_env
+        gc.disable()
+        JITCPUCodegen._library_class, JITCPUCodegen.set_env = _Library, _set_env
+        try:
+            yield
+        finally:
+            JITCPUCodegen._library_class, JITCPUCodegen.set_env = library, set_env
+            if was_enabled:
+                gc.enable()
 
 
 class Hook:
