@@ -1,7 +1,9 @@
 from __future__ import annotations
 
+import signal
 import zlib
 
+import background
 import numpy as np
 import pytest
 
@@ -31,12 +33,18 @@ def quiet_compilation():
     fastbp.backend._Notice.said = True
 
 
+def pytest_configure():
+    """What tests raise is heard even in a job that a shell has started in the background, where it ignores SIGINT."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
 def pytest_collection_modifyitems(items):
     items.sort(key=lambda item: hasattr(item.module, "PROGRAMS"))
 
 
 def programs_of(session):
-    return {program for item in session.items for program in getattr(item.module, "PROGRAMS", ())}
+    """Those that the tests to run want, in the order in which they want them."""
+    return dict.fromkeys(program for item in session.items for program in getattr(item.module, "PROGRAMS", ()))
 
 
 def pytest_collection_finish(session):
@@ -49,5 +57,4 @@ def pytest_collection_finish(session):
 
 
 def pytest_sessionfinish(session):
-    for program in programs_of(session) if hasattr(session, "items") else ():
-        program.stop()
+    background.stop(programs_of(session) if hasattr(session, "items") else ())

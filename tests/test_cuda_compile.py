@@ -1,24 +1,22 @@
 """What can be known of the CUDA kernels without a GPU: what they are compiled to, and how often they are launched.
 
-Kernels of other precisions than float32 take a minute more, and are looked at where FASTBP_EXHAUSTIVE is set, as by
-``.ci/run``.
+Kernels of other precisions than float32 are looked at where FASTBP_EXHAUSTIVE is set.
 """
 
 from __future__ import annotations
 
 import importlib.util
 import json
-import os
 import re
 from pathlib import Path
 
 import pytest
-from background import Program
+from background import EXHAUSTIVE, Program
 
 if importlib.util.find_spec("numba_cuda") is None:
     pytest.skip("numba-cuda is not installed", allow_module_level=True)
 
-PRECISIONS = ["float32", *(["float64", "tf32", "bf16"] if "FASTBP_EXHAUSTIVE" in os.environ else [])]
+PRECISIONS = ["float32", *(["float64", "tf32", "bf16"] if EXHAUSTIVE else [])]
 DTYPES = sorted({"float32", "float64"} & set(PRECISIONS))
 TENSOR_PRECISIONS = {"tf32", "bf16"} & set(PRECISIONS)
 PROGRAMS = [Program("specialisations.py", *PRECISIONS)]
