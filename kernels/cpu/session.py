@@ -218,7 +218,7 @@ class Session:
         others waiting.
         """
         if (entry, self.topology.dtype) not in _compiled:
-            _compile(entry, *args)
+            _compile_for(entry, *args)
             _compiled.add((entry, self.topology.dtype))
         self._team.run(entry, *args)
 
@@ -256,25 +256,27 @@ class Session:
         row = self.network.layers[0], self.parameters, self.work
         return FORWARD_APART.address_for(*row, 0, 0, 0.0, 0, 0)
 
-    def compile(self, entry: Any) -> None:
-        """Compile an entry point for all networks of this number type, and run nothing."""
+    def compile(self, *entries: Any) -> None:
+        """Compile entry points for all networks of this number type, and run nothing."""
         flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
         samples = samples_alone(np.broadcast_to(flat, flat.shape))
         run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], samples.order, flat[0], flat, epochs)
         network = self.network, self.parameters
-        if entry is epoch.evaluate:
-            _compile(entry, *network, samples, self.work, flat, epochs[0])
-        elif entry is epoch.publish:
-            _compile(entry, *network, self.work, run)
-        else:
-            _compile(entry, *network, samples, self.work, NO_OPTIMIZER, run, 0, 0)
+        training = *network, samples, self.work, NO_OPTIMIZER, run, 0, 0
+        arguments: dict[Any, tuple] = {
+            epoch.train: training,
+            epoch.train_narrow: training,
+            epoch.evaluate: (*network, samples, self.work, flat, epochs[0]),
+            epoch.publish: (*network, self.work, run),
+        }
+        for entry in entries:
+            _compile_for(entry, *arguments[entry])
 
     def compile_half(self) -> None:
         """Compile what a helper does at the first use; see `ahead`."""
         UPDATE_RULE.address(self.topology.dtype)
         self._find_forward()
-        for entry in (epoch.train, epoch.evaluate, epoch.publish):
-            self.compile(entry)
+        self.compile(epoch.train, epoch.evaluate, epoch.publish)
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
@@ -463,7 +465,7 @@ def _loss(loss: Choice | Custom, dtype: np.dtype) -> tuple[int, int, float, int,
     return row.code, COLUMNS_LOSS.address(dtype), loss.setting, int(row.softmax), smoothing
 
 
-def _compile(entry: Any, *args: Any) -> None:
+def _compile_for(entry: Any, *args: Any) -> None:
     with quick_compilation():
         entry.compile(tuple(typeof(arg) for arg in (*args, 0, 1)))
 
