@@ -174,7 +174,11 @@ def numeric(name: str, values: Any) -> np.ndarray:
     Raises
     ------
     TypeError
+    ValueError
+        If some are masked, which an array would forget.
     """
+    if isinstance(values, np.ma.MaskedArray) and (n_masked := np.ma.count_masked(values)):
+        raise ValueError(f"{name} must hold no masked values, {n_masked} of its {values.size} are masked")
     try:
         array = values if is_resident(values) else np.asarray(values)
     except ValueError as error:

@@ -109,6 +109,7 @@ BAD_X = {
     "complex": Bad([r"\bX\b", "complex"], X=X + 0j),
     "dates": Bad([r"\bX\b", "datetime"], X=np.zeros((12, 3), dtype="datetime64[s]")),
     "ragged": Bad([r"\bX\b"], X=[[1.0, 2.0, 3.0], [1.0]]),
+    "masked": Bad([r"\bX\b", "12 of its 36", "masked"], X=np.ma.MaskedArray(X, [[True, False, False]] * 12)),
     "nothing": Bad([r"\bX\b", "None|object"], X=np.array(None)),
 }
 BAD_Y = {
