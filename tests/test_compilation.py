@@ -137,7 +137,8 @@ for element in (types.float32, types.float64):
         product.compile((place, place, place, types.int64, types.int64, types.int64))
         show(product)
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
-    gradient_tile.compile((types.int64, place, panels, place, types.int64, types.int64))
+    strided = types.Tuple((types.Array(element, 1, "C"), *[types.int64] * 4))
+    gradient_tile.compile((types.int64, strided, panels, strided, types.int64, types.int64))
     show(gradient_tile)
     for product in (narrow.product_plus_bias, narrow.product_times_derivative):
         product.compile((panels, place, place, types.int64, types.int64, types.int64))

@@ -7,11 +7,13 @@ import pytest
 from cases import make_case, relative_error
 
 import fastbp
-from fastbp.kernels.cpu import session
+from fastbp.kernels.cpu import layout, session
 from fastbp.kernels.problem import Data
 
 ALWAYS, NEVER = np.inf, -np.inf
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
+#: What makes a way of summing gradients so dear that all layers take the other.
+PRICES = {"panels": "LANES_SUM", "lanes": "TRANSPOSITION"}
 
 
 def draw(rng, dtype):
@@ -45,6 +47,8 @@ def draw(rng, dtype):
 @pytest.mark.parametrize("number", range(20))
 def test_lanes_make_no_difference(rng, monkeypatch, number, dtype):
     case, settings = draw(rng, dtype)
+    if number % 3:
+        monkeypatch.setattr(session, PRICES["panels" if number % 3 == 1 else "lanes"], np.inf)
     start, found = case.net.theta.copy(), []
     for panels_start in (ALWAYS, NEVER):
         monkeypatch.setattr(session, "PANELS_START", panels_start)
@@ -61,12 +65,14 @@ def test_lanes_make_no_difference(rng, monkeypatch, number, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("way", PRICES)
 @pytest.mark.parametrize(
     ("sizes", "n_samples"), [((1, 1), 1), ((3, 5, 2), 17), ((7, 18, 3, 1), 50), ((16, 16), 16), ((5, 4, 33), 77)]
 )
-def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, dtype):
+def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, way, dtype):
     """Tiles go over the ends of rows, of layers and of batches; what they find there must not come out of them."""
     monkeypatch.setattr(session, "PANELS_START", ALWAYS)
+    monkeypatch.setattr(session, PRICES[way], np.inf)
     case = make_case(rng, sizes, "squared_error", n_samples=n_samples, dtype=dtype)
     expected = case.net.loss_and_gradients(case.X, case.y)
     X, y = (np.ascontiguousarray(array, dtype) for array in (case.X, case.y))
@@ -75,6 +81,7 @@ def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, 
         array.flags.writeable = False
     with session.Session(case.net._topology, case.net.theta, np.zeros((2, 0)), n_samples) as at_work:
         assert at_work.network.narrow
+        assert all((at_work.network.layers[:, layout.NODE_PANELS] >= 0) == (way == "panels"))
         for scratch in ("a", "delta", "strip", "columns", "square", "lines"):
             getattr(at_work.work, scratch)[:] = np.nan
         loss, grad = at_work.gradients(data)
@@ -88,6 +95,7 @@ def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, 
         ((4, 16, 3), 16, {}, True),
         ((17, 17, 17), 128, {}, True),
         ((33, 33, 33), 128, {}, True),
+        ((65, 65, 65), 32, {}, True),
         ((32, 32, 32), 128, {}, False),
         ((64, 64, 10), 32, {}, False),
         ((300, 3), 128, {}, False),

@@ -175,7 +175,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
                 copy_line(((work.a, start + k * work.block_rows + row), (z, k * width)))
         else:
             for panel in range(panels):
-                transpose_square(work.a, begin + panel * panel_size, z, panel * square_size)
+                transpose_square(work.a, begin + panel * panel_size, width, width, z, panel * square_size)
         if network.softmax:
             call_log_softmax(network.at.log_softmax, (z_at, *scratch_at, size, number(0)))
         call_columns_loss(network.loss_at, (network.loss, z_at, targets_at, size, number(network.loss_setting)))
@@ -190,7 +190,7 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
             for r in range(rows):
                 sums[r] += total[r] * weight[r]
             if not network.narrow:
-                transpose_square(targets, panel * square_size, square, 0)
+                transpose_square(targets, panel * square_size, width, width, square, 0)
                 for r in range(rows):
                     copy_line(((square, r * width), (work.delta, begin + panel * panel_size + r * width)))
         if network.narrow:

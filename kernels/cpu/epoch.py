@@ -28,7 +28,6 @@ from .jit import entry, inlined, routine
 from .layers import call_batch, moving_moments
 from .layout import NODE_OUT, convert
 from .simd import (
-    copy_line,
     flush_subnormals,
     give_lanes,
     line_size,
@@ -374,10 +373,8 @@ def give_outputs(network, z, first, work, start, n_rows, thread):
         for row in range(0, n_rows, width):
             lines, line = work.a, start + column * block_rows + row * width
             if network.narrow:
-                columns, lines, line = work.columns[thread][0], work.square[thread], 0
-                for k in range(min(width, n_out - column)):
-                    copy_line(((work.a, start + (column + k) * block_rows + row), (columns, k * width)))
-                transpose_square(columns, 0, lines, line)
+                lines, line = work.square[thread], 0
+                transpose_square(work.a, start + column * block_rows + row, block_rows, width, lines, line)
             for r in range(min(width, n_rows - row)):
                 give_lanes((lines, line + r * width), (z[first + row + r], column), n_out - column)
 

@@ -92,11 +92,13 @@ def sample(data, position):
 
 
 @inlined
-def transpose_square(source, start, target, to):
-    """As many lines as a line has numbers become its columns."""
+def transpose_square(source, start, stride, count, target, to):
+    """As many lines as a line has numbers, which begin so far apart, become the columns of such lines one after the
+    other; those from number ``count`` on are taken for zeros.
+    """
     width, step = line_size(source), vector_size(source)
     for line in range(0, width, step):
-        transpose_lines((source, start + line * width), (target, to + line), step)
+        transpose_lines((source, start + line * stride, stride), (target, to + line), count - line)
 
 
 @inlined
@@ -114,7 +116,7 @@ def take_columns(rows, data, first, n_rows, last, square, columns):
         if count <= QUAD:
             transpose_quads((square, 0), (columns, column * width))
         else:
-            transpose_square(square, 0, columns, column * width)
+            transpose_square(square, 0, width, width, columns, column * width)
 
 
 @inlined

@@ -65,8 +65,9 @@ def make_unit_product(start, finish):
     ``c = (array, start, stride)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. ``start`` and
     ``finish`` are those of ``make_tile``.
     """
-    tile = make_tile(_shapes(_halves(VECTORS.units), _halves(VECTORS.lines)), "unit", start, finish)
-    tallest, widest = VECTORS.units, VECTORS.lines
+    tallest, widest, single = VECTORS.units, VECTORS.lines, VECTORS.single
+    shapes = {*_shapes(_halves(tallest), _halves(widest)), *_shapes(_halves(single), [1])}
+    tile = make_tile(sorted(shapes), "unit", start, finish)
 
     def multiply(a, b, c, depth, n_rows, n_lines):
         a_array, a_start, a_row, a_term = a
@@ -77,7 +78,8 @@ def make_unit_product(start, finish):
         while line < n_lines:
             while lines > n_lines - line:
                 lines //= 2
-            row, height = 0, tallest
+            # One line needs a high tile to keep the multipliers busy, which takes longer to set up.
+            row, height = 0, single if lines == 1 and depth > single else tallest
             while row < n_rows:
                 while height > n_rows - row:
                     height //= 2

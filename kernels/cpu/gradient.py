@@ -203,16 +203,12 @@ def sum_tile(layer, work, base, n_rows, group, first, count, ones, strip, line):
     height = TALL if count > LOW else LOW
     column_tile(
         tile_code(height, panels, ones),
-        (work.a, row, work.block_size),
+        (work.a, row, 1, width, work.block_size),
         (work.delta, column, work.block_size, panel_size),
-        (strip, line * width, STRIP_LINES * width),
+        (strip, line * width, width, STRIP_LINES * width, count * width),
         n_rows,
         block_rows,
     )
-    if ones and count < height:  # close the gap
-        for p in range(panels):
-            end = (p * STRIP_LINES + line) * width
-            copy_line(((strip, end + height * width), (strip, end + count * width)))
 
 
 @inlined

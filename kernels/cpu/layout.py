@@ -14,7 +14,7 @@ and its shifts the bias; its input is overwritten by what the gains multiply.
 Where layers are so narrow that these lanes would be most of the work, samples are the lanes:
 
 - weights          W   [n_in + 1][n_out]        as in theta, padded to whole lines; no transpose
-- activations      a   [block][layer][n][block_rows], deltas alike
+- activations      a   [block][layer][n][block_rows], deltas alike, and some of them in panels as well
 
 Lanes past a block's samples repeat the last one, with a delta of zero.
 """
@@ -50,7 +50,8 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     PANELS,
     STRIP,
     STRIPS,
-) = range(19)
+    NODE_PANELS,
+) = range(20)
 
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
@@ -89,12 +90,13 @@ class Network(NamedTuple):
     ----------
     narrow : int
         1 if samples are the lanes, else 0.
-    layers : int64 (n_layers, 19)
+    layers : int64 (n_layers, 20)
         Per layer: its kind, n_in, n_out, whether it has a bias, the lanes that precede its input and its output in a
         block, where W, WT (-1 for none) and theta start, the activation's code and address (both 0 for none), which
         node a sum adds or which sum adds a dense layer's input (-1 for none), where a normalization keeps its
         statistics, the groups of the optimizer that W and b belong to, the columns of W in a panel and the number of
-        panels, the rows in a strip of the gradient and the number of strips down a panel.
+        panels, the rows in a strip of the gradient and the number of strips down a panel, and the lanes that precede
+        its delta in panels in a block where samples are the lanes (-1 for none).
     setting, epsilon : float64 (n_layers,)
         The activations' settings, and the normalizations'.
     batch_norms : int64
@@ -275,14 +277,17 @@ class Sizes(NamedTuple):
     strip: int
 
 
-def layer_table(layers: list[Layer], activations, dtype, narrow: bool) -> tuple[np.ndarray, Sizes]:
+def layer_table(
+    layers: list[Layer], activations, dtype, narrow: bool, in_panels: list[bool]
+) -> tuple[np.ndarray, Sizes]:
     """The table ``Network.layers``, and what memory it wants.
 
-    ``activations`` holds code and address of each layer's.
+    ``activations`` holds code and address of each layer's; ``in_panels`` says which of a narrow network want delta in
+    panels as well.
     """
     width = panel_width(dtype)
-    table = np.zeros((len(layers), STRIPS + 1), np.int64)
-    table[:, SKIP] = table[:, WT] = -1
+    table = np.zeros((len(layers), NODE_PANELS + 1), np.int64)
+    table[:, [SKIP, WT, NODE_PANELS]] = -1
     node = end = w = wt = theta = units = norms = dense = panels = strips = strip = 0
     for depth, (row, layer) in enumerate(zip(table, layers, strict=True)):
         padded = round_up(layer.n_out, width)
@@ -306,11 +311,13 @@ def layer_table(layers: list[Layer], activations, dtype, narrow: bool) -> tuple[
         else:
             row[STATISTICS], norms = norms, norms + 1
         node, end = end, end + (layer.n_out if narrow else padded)
+        if narrow and in_panels[depth]:
+            row[NODE_PANELS], end = end, end + padded
         w += round_up(layer.n_out * (layer.n_in + 1), width) if narrow else padded * (layer.n_in + 1)
         theta += (layer.n_in + layer.bias) * layer.n_out
         panels, strips = panels + across, strips + down * -(-across // VECTORS.panels)
         # A narrow tile may write past the last row and column.
-        lines = (NARROW_STRIP + 1 + 3) * layer.n_out + 3 if narrow else VECTORS.panels * STRIP_LINES * width
+        lines = (NARROW_STRIP + 1 + 3) * layer.n_out + width if narrow else VECTORS.panels * STRIP_LINES * width
         strip = max(strip, round_up(lines, width))
     return table, Sizes(w, wt, end, units, norms, panels, strips, strip)
 
@@ -363,7 +370,7 @@ def transpose_rows(parameters, layer, panel, first, last):
     for i in range(first, last, step):
         line = layer[W] + (panel * (n_in + 1) + i) * width
         column = layer[WT] + (i // width * panels + panel) * width * width + i % width
-        transpose_lines((parameters.W, line), (parameters.WT, column), last - i)
+        transpose_lines((parameters.W, line, width), (parameters.WT, column), last - i)
 
 
 @entry

@@ -1,17 +1,18 @@
 """Both phases of a network of narrow layers: samples are the lanes, so that no width leaves any of them idle.
 
-What is computed row by row has the bits that it has in panels; gradients are summed in another order.
+What is computed row by row has the bits that it has in panels. A gradient is either summed over lanes, in another
+order, or from delta in panels, which takes no sums over lanes, but more multiply-adds where units do not fill them.
 """
 
 import numpy as np
 
 from .delta import output_delta
-from .forward import call_activate, take_columns
-from .gemm import BLOCK_PANELS, BLOCK_ROWS, make_unit_product, sample_tile
-from .gradient import make_gradient
+from .forward import call_activate, take_columns, transpose_square
+from .gemm import BLOCK_PANELS, BLOCK_ROWS, column_tile, make_unit_product, sample_tile
+from .gradient import LOW, TALL, WIDE, make_gradient
 from .jit import embedded, inlined
 from .layers import fill
-from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
+from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
 from .simd import address_of, copy_line, line_size, tile_code, view
 from .team import barrier
 
@@ -58,26 +59,32 @@ def forward(network, parameters, data, work, block, first, position, n_rows, tra
 
 @embedded
 def delta(network, parameters, work, block, n_rows):
-    """Take a block's delta back through all layers, without that of the inputs; see `delta.delta`."""
-    start, block_rows, n_lines = block * work.block_size, work.block_rows, n_panels(n_rows, line_size(work.a))
-    for depth in range(len(network.layers) - 1, 0, -1):
+    """Take a block's delta back through all layers, without that of the inputs, and into panels; see `delta.delta`."""
+    width, start, block_rows = line_size(work.a), block * work.block_size, work.block_rows
+    for depth in range(len(network.layers) - 1, -1, -1):
         layer = network.layers[depth]
-        product_times_derivative(
-            (parameters.W, layer[W], layer[N_OUT], 1),
-            (work.delta, start + layer[NODE_OUT] * block_rows, block_rows),
-            (work.delta, start + layer[NODE_IN] * block_rows, block_rows),
-            layer[N_OUT],
-            layer[N_IN],
-            n_lines,
-        )
+        n_out, out = layer[N_OUT], start + layer[NODE_OUT] * block_rows
+        if layer[NODE_PANELS] >= 0:
+            panels = start + layer[NODE_PANELS] * block_rows
+            for column in range(0, n_out, width):
+                lines, panel = out + column * block_rows, panels + column * block_rows
+                for row in range(0, n_rows, width):
+                    count, line = n_out - column, panel + row * width
+                    transpose_square(work.delta, lines + row, block_rows, count, work.delta, line)
+        if depth > 0:
+            product_times_derivative(
+                (parameters.W, layer[W], n_out, 1),
+                (work.delta, out, block_rows),
+                (work.delta, start + layer[NODE_IN] * block_rows, block_rows),
+                n_out,
+                layer[N_IN],
+                n_panels(n_rows, width),
+            )
 
 
 @inlined
-def sum_samples(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
-    """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, into a strip, where samples are the lanes.
-
-    Tiles go over the ends of rows into the next one, and are written in the order that mends this.
-    """
+def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
+    """`sum_samples` with samples in the lanes, which are summed at the end."""
     width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
     (tallest, lowest), (widest, narrowest) = BLOCK_ROWS, BLOCK_PANELS
     n_samples = n_panels(n_rows, width) * width
@@ -94,7 +101,38 @@ def sum_samples(network, parameters, layer, work, base, n_rows, group, first, la
                 n_samples,
                 block_rows,
             )
-    size = (last - first + with_bias) * n_out
+
+
+@inlined
+def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
+    """`sum_samples` with delta's units in the lanes."""
+    width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
+    for row in range(first, last, TALL):
+        ones = with_bias & (row + TALL >= last)
+        height = TALL if last - row > LOW else LOW
+        for panel in range((n_panels(n_out, width) - 1) // WIDE * WIDE, -1, -WIDE):
+            panels, column = min(WIDE, n_panels(n_out, width) - panel), panel * width
+            column_tile(
+                tile_code(height, panels, ones),
+                (work.a, base + (layer[NODE_IN] + row) * block_rows, block_rows, 1, work.block_size),
+                (work.delta, base + (layer[NODE_PANELS] + column) * block_rows, work.block_size, block_rows * width),
+                (strip, (row - first) * n_out + column, n_out, width, (last - row) * n_out),
+                n_rows,
+                block_rows,
+            )
+
+
+@inlined
+def sum_samples(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
+    """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, into a strip.
+
+    Tiles go over the ends of rows into the next one, and are written in the order that mends this.
+    """
+    if layer[NODE_PANELS] >= 0:
+        sum_panels(layer, work, base, n_rows, first, last, with_bias, strip)
+    else:
+        sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip)
+    width, size = line_size(work.a), (last - first + with_bias) * layer[N_OUT]
     fill(view(strip, size, n_panels(size, width) * width - size), strip.dtype.type(0))
 
 

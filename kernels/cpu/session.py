@@ -39,11 +39,13 @@ UPDATE_FLOPS = 50
 #: Samples are not the lanes of wider networks than this, whose weights leave L1; ...
 NARROW_UNITS = 256
 #: ... to sum a vector's lanes takes as long as so many multiply-adds of lines, ...
-LANES_SUM = 1.5
+LANES_SUM = 5
+#: ... to transpose lines into panels as many as so many for each of them, ...
+TRANSPOSITION = 8
 #: ... smaller tiles make each take longer by this factor, ...
-NARROW_COST = 1.05
+NARROW_COST = 1.03
 #: ... and a step in panels has more to set up, as much as so many.
-PANELS_START = 2000
+PANELS_START = 3000
 
 #: Those that this process may use, or as many as NUMBA_NUM_THREADS says.
 N_CORES = config.NUMBA_NUM_THREADS
@@ -70,8 +72,13 @@ def is_narrow(topology: Topology, n_rows: int) -> bool:
     in_panels, narrow = PANELS_START, float(lines * width * sizes[0])
     for depth, (n_in, n_out) in enumerate(pairwise(sizes)):
         in_panels += n_rows * (2 * n_in * -(-n_out // width) + (depth > 0) * n_out * -(-n_in // width))
-        narrow += n_in * n_out * ((2 + (depth > 0)) * lines + LANES_SUM)
+        narrow += n_in * n_out * (1 + (depth > 0)) * lines + min(narrow_gradient(n_in, n_out, lines, width))
     return NARROW_COST * narrow < in_panels
+
+
+def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[float, float]:
+    """Multiply-adds of lines that a layer's gradient takes with samples in the lanes, and with delta in panels."""
+    return n_in * n_out * (lines + LANES_SUM), (n_in + TRANSPOSITION) * -(-n_out // width) * lines * width
 
 
 class Session:
@@ -110,7 +117,9 @@ class Session:
         layers = topology.layers
         activations = [_activation(layer.activation, dtype) for layer in layers]
         narrow = is_narrow(topology, update_rows)
-        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, narrow)
+        costs = [narrow_gradient(layer.n_in, layer.n_out, -(-update_rows // width), width) for layer in layers]
+        in_panels = [panels < lanes for lanes, panels in costs]
+        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, narrow, in_panels)
         batch_norms = np.array([k for k, layer in enumerate(layers) if layer.kind == BATCH_NORM], np.int64)
         loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
         self.network = Network(

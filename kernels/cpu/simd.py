@@ -34,8 +34,9 @@ class Vectors(NamedTuple):
         Height of the widest tile of a gradient product; divides a panel.
     panels : int
         Panels side by side in a tile.
-    units, lines : int
-        Height and width, in lines, of the largest tile of a forward or delta product with samples in the lanes.
+    units, lines, single : int
+        Height and width, in lines, of the largest tile of a forward or delta product with samples in the lanes, and
+        height of one that is a single line wide.
     block : tuple of int
         Height and width of a tile of such a gradient.
     """
@@ -47,6 +48,7 @@ class Vectors(NamedTuple):
     panels: int
     units: int
     lines: int
+    single: int
     block: tuple[int, int]
 
 
@@ -75,13 +77,13 @@ def _choose_vectors() -> Vectors:
     """Accumulators must cover latency x ports (8 to 10) and leave registers for operands."""
     assembly = _probe()
     if "zmm" in assembly:  # AVX-512: 24 and 16 of 32 registers
-        return Vectors(bytes=64, fused=True, rows=12, columns=8, panels=2, units=4, lines=4, block=(4, 4))
+        return Vectors(bytes=64, fused=True, rows=12, columns=8, panels=2, units=4, lines=4, single=8, block=(4, 4))
     if "vfmadd" in assembly:  # AVX2: 12 and 8 of 16
-        return Vectors(bytes=32, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, block=(4, 2))
+        return Vectors(bytes=32, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, single=4, block=(4, 2))
     if "fmla" in assembly:  # NEON: 24 and 16 of 32
-        return Vectors(bytes=16, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, block=(4, 4))
+        return Vectors(bytes=16, fused=True, rows=6, columns=4, panels=1, units=4, lines=1, single=4, block=(4, 4))
     # SSE: 8 and 8 of 16
-    return Vectors(bytes=16, fused=False, rows=2, columns=2, panels=1, units=2, lines=1, block=(4, 2))
+    return Vectors(bytes=16, fused=False, rows=2, columns=2, panels=1, units=2, lines=1, single=2, block=(4, 2))
 
 
 VECTORS = _choose_vectors()
@@ -140,13 +142,15 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
         ``depth >= 1`` terms, in runs of ``run``. A, B and C are tuples that start with an array and the place of the
         tile's first element in it; what follows says how far it is, in elements,
 
-        - along rows and columns, to A's next run, to B's next run and panel, and to C's next panel; a run is contiguous
-          lines of B, and for "row" as long as a panel is wide;
+        - along rows, to A's next run, to B's next run and panel, and to C's next panel; a run is contiguous lines of B,
+          as many as a panel is wide;
+        - along columns, to A's next row, term and run, to B's next run and panel, and to C's next row, next panel and
+          to the row for that of ones, which is written last; a run is contiguous lines of B;
         - along units, to A's next row and term, to B's next term, and to C's next row; there is one run, and panels are
           contiguous lines of B and C;
         - along samples, to the next row and run of A, to the next panel and run of B, which here are rows too, and to
-          C's next row and to the row for that of ones, which is written last; terms and runs are multiples of a vector,
-          and a row of C holds one number per panel.
+          C's next row and to the row for that of ones, as above; terms and runs are multiples of a vector, and a row of
+          C holds one number per panel.
     """
 
     @intrinsic
@@ -170,10 +174,15 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
                     _Walk(b_first, width, panel=width, step=b[0]),
                     _Walk(c_first, width, row=c[0], panel=width),
                 )
-            else:
-                row, step = (width, 1) if along == "row" else (1, width)
+            elif along == "column":
                 walks = (
-                    _Walk(a_first, 1, row=row, step=step, run=a[0]),
+                    _Walk(a_first, 1, row=a[0], step=a[1], run=a[2]),
+                    _Walk(b_first, width, panel=b[1], step=width, run=b[0]),
+                    _Walk(c_first, width, row=c[0], panel=c[1], ones=c[2]),
+                )
+            else:
+                walks = (
+                    _Walk(a_first, 1, row=width, step=1, run=a[0]),
                     _Walk(b_first, width, panel=b[1], step=width, run=b[0]),
                     _Walk(c_first, width, row=width, panel=c[0]),
                 )
@@ -386,7 +395,7 @@ class _Emitter:
         """Write a tile, or what was there times the tile, or its sums over the lanes."""
         rows = [self.at(c.first, self.times(row, c.row)) for row in range(shape.height)]
         if shape.ones:
-            rows.append(self.at(c.first, c.ones if finish == "sum" else self.times(shape.height, c.row)))
+            rows.append(self.at(c.first, c.ones))
         if finish == "sum":
             block = min(self.lanes, shape.height * shape.panels)
             for number in range(0, len(results), block):
@@ -542,20 +551,21 @@ give_lanes = _lanes_intrinsic(lambda emitter, a, b, mask: emitter.store_masked(e
 def transpose_lines(typingctx, source, target, count):
     """Transpose as many lines as a vector has lanes; those from number ``count`` on are taken for zeros.
 
-    ``source = (array, start)`` are successive lines of a panel, all of them in memory; they become the columns of as
-    many lines of the target as a panel is wide: ``target = (array, start)``, element (lane, line) at
+    ``source = (array, start, stride)`` are lines that begin so far apart, all of them in memory; they become the
+    columns of as many lines of the target as a panel is wide: ``target = (array, start)``, element (lane, line) at
     ``start + lane * width + line``.
     """
 
     def codegen(context, builder, signature, args):
         emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
-        rows, columns = emitter.places(args[:2], signature.args[:2])
+        rows, stride = emitter.place(args[0], signature.args[0])
+        (columns,) = emitter.places(args[1:2], signature.args[1:2])
         lanes, width = emitter.lanes, emitter.width
         zero = ir.Constant(emitter.vector, [0.0] * lanes)
         inside = [builder.icmp_signed("<", emitter.index(line), args[2]) for line in range(lanes)]
         for part in range(0, width, lanes):
             vectors = [
-                builder.select(inside[line], emitter.load(emitter.at(rows, line * width + part)), zero)
+                builder.select(inside[line], emitter.load(emitter.at(rows, emitter.times(line, stride), part)), zero)
                 for line in range(lanes)
             ]
             # Interleaving the first half with the second moves the top bit of an element's line to the bottom of its
