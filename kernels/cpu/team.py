@@ -17,10 +17,11 @@ from .simd import atomic_add, atomic_load, relax, sleep_thread
 
 # Words of the barrier, each on a cache line of its own.
 ARRIVED, GENERATION, SYNC_SIZE = 0, 8, 16
-#: Turns of the spinning loop, some 60 microseconds, before a thread that waits goes to sleep: a nap takes twice as
-#: long, makes the others wait in their turn, and so is for a team that has lost a core. It does not yield first: on a
-#: busy machine that hands the core to a stranger for a whole time slice of milliseconds.
-SPINS = 2000
+#: Turns of the spinning loop, some 200 microseconds, before a thread that waits goes to sleep: longer than another's
+#: nap, with what the system adds to it, and a small phase. Otherwise one nap sends the others to sleep in their turn,
+#: and so on for many steps. It does not yield first: on a busy machine that hands the core to a stranger for a whole
+#: time slice of milliseconds.
+SPINS = 8000
 NAP_MICROSECONDS = 50
 #: Tells the core that a thread runs on.
 _core_of_thread = getattr(ctypes.PyDLL(None), "sched_getcpu", None) if sys.platform == "linux" else None
