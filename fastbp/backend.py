@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from typing import Any
 
@@ -11,7 +14,7 @@ import numpy as np
 from numba.core import event
 
 from .kernels.cpu.jit import ENTRIES
-from .kernels.cpu.session import Session
+from .kernels.cpu.session import Session, choose_threads
 from .kernels.problem import Data, DeviceError, Progress, Topology, Update
 from .validation import choice
 
@@ -22,12 +25,12 @@ __all__ = [
     "DeviceError",
     "Progress",
     "Session",
+    "Sessions",
     "Topology",
     "Update",
     "borrow",
     "describe_gpu",
     "on_gpu",
-    "open_session",
 ]
 
 DEVICES = ("cpu", "cuda", "auto")
@@ -36,6 +39,8 @@ PRECISIONS = ("tf32", "bf16")
 DLPACK_CUDA = (2, 13)
 #: What "auto" reckons with: operations a second of one core and of a GPU, and the seconds of a launch.
 CPU_SPEED, GPU_SPEED, LAUNCH = 1e11, 1e13, 3e-6
+#: Sessions that a network keeps at most: for a training, for its validation, for predictions, and one more.
+KEPT_SESSIONS = 4
 
 
 class _Notice(event.Listener):
@@ -120,41 +125,75 @@ def _gpu_wins(topology: Topology, n_rows: int) -> bool:
         return False
 
 
-def open_session(
-    device: str,
-    topology: Topology,
-    theta: np.ndarray,
-    moving: np.ndarray,
-    batch_rows: int,
-    update_rows: int | None = None,
-    threads: int | None = None,
-    precision: str | None = None,
-) -> Any:
-    """A network at work on a device, as a context manager; ``theta`` and ``moving`` are copied.
-
-    Parameters
-    ----------
-    device : str
-        One of ``DEVICES``; "auto" takes a GPU where there is one and it should be faster.
-    topology : Topology
-    theta : (n_parameters,) array
-    moving : (2, n_units) array
-        Moving averages of mean and variance of the units of batch normalizations.
-    batch_rows : int
-        Samples that are in work at once, at most.
-    update_rows : int or None
-        Samples of one update; None for ``batch_rows``.
-    threads : int or None
-        None lets the engine choose; for the CPU.
-    precision : str or None
-        One of ``PRECISIONS``, for the GPU; None for that of the network.
-
-    Raises
-    ------
-    DeviceError
-        If the GPU that was asked for cannot be used.
+class Sessions:
+    """What opens a network's sessions, and keeps light ones from call to call: opening takes longer than an update of a
+    small network.
     """
-    device = choice("device", device, DEVICES)
-    if device == "cuda" or (device == "auto" and _gpu_wins(topology, update_rows or batch_rows)):
-        return _gpu().Session(topology, theta, moving, batch_rows, update_rows, precision)
-    return Session(topology, theta, moving, batch_rows, update_rows, threads)
+
+    def __init__(self) -> None:
+        # All that is done with it is a single step of the interpreter: several threads may use the network.
+        self._kept: OrderedDict[tuple, Session] = OrderedDict()
+
+    @contextmanager
+    def open(
+        self,
+        topology: Topology,
+        theta: np.ndarray,
+        moving: np.ndarray,
+        batch_rows: int,
+        update_rows: int | None = None,
+        n_updates: int = 1,
+        threads: int | None = None,
+        device: str = "cpu",
+        precision: str | None = None,
+    ) -> Iterator[Any]:
+        """A network at work on a device.
+
+        Parameters
+        ----------
+        topology : Topology
+            The same in all calls.
+        theta : (n_parameters,) array
+            Copied, as is ``moving``.
+        moving : (2, n_units) array
+            Moving averages of mean and variance of the units of batch normalizations.
+        batch_rows : int
+            Samples that are in work at once, at most.
+        update_rows : int or None
+            Samples of one update; None for ``batch_rows``.
+        n_updates : int
+            How many there will be.
+        threads : int or None
+            None lets the engine choose; for the CPU.
+        device : str
+            One of ``DEVICES``; "auto" takes a GPU where there is one and it should be faster.
+        precision : str or None
+            One of ``PRECISIONS``, for the GPU; None for that of the network.
+
+        Raises
+        ------
+        DeviceError
+            If the GPU that was asked for cannot be used.
+        """
+        network = topology, theta, moving
+        rows = update_rows or batch_rows
+        device = choice("device", device, DEVICES)
+        if device == "cuda" or (device == "auto" and _gpu_wins(topology, rows)):
+            with _gpu().Session(*network, batch_rows, update_rows, precision) as session:
+                yield session
+            return
+        if threads is None:
+            threads = choose_threads(topology, rows, n_updates)
+        key = batch_rows, rows, threads
+        session = self._kept.pop(key, None)
+        if session is None:
+            session = Session(*network, batch_rows, update_rows, threads)
+        else:
+            session.renew(theta, moving)
+        with session:
+            yield session
+        if session.is_light:
+            self._kept[key] = session
+            if len(self._kept) > KEPT_SESSIONS:
+                with suppress(KeyError):
+                    self._kept.popitem(last=False)

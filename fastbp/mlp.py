@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 import os
 import secrets
-import sys
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from functools import partial
 from itertools import pairwise
 from typing import Any
@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from . import custom, io, parameters, validation
-from .backend import DEVICES, PRECISIONS, Data, Session, Topology, Update, borrow, on_gpu, open_session
+from .backend import DEVICES, PRECISIONS, Data, Session, Sessions, Topology, Update, borrow, on_gpu
 from .callbacks import Callback, Controls, PlainCallback, Reduction, WeightAveraging, begun, check_all
 from .custom import Activation
 from .history import History
@@ -186,6 +186,7 @@ class MLP:
         self._moving = np.zeros((2, parameters.batch_units(self._topology)))
         self._moving[1] = 1
         self._take_views()
+        self._sessions = Sessions()
         self._optimizer = Adam()
         self.feature_mean: np.ndarray | None = None
         self.feature_scale: np.ndarray | None = None
@@ -238,11 +239,12 @@ class MLP:
         return f"MLP({sizes}, loss={self.loss!r}, dtype={self.dtype.name!r}, {self.n_parameters} parameters)"
 
     def __getstate__(self) -> dict[str, Any]:
-        """Copies and pickles would hold theta and its views as separate arrays: leave the views out."""
-        return {name: value for name, value in self.__dict__.items() if name not in Views._fields}
+        """Copies and pickles would hold theta and its views as separate arrays: leave the views out, and sessions."""
+        return {name: value for name, value in self.__dict__.items() if name not in (*Views._fields, "_sessions")}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
+        self._sessions = Sessions()
         self._take_views()
 
     def _take_views(self) -> None:
@@ -445,7 +447,7 @@ class MLP:
         if averaging is not None:
             decay = math.inf if averaging.decay is None else averaging.decay
             update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
-        with self._session(batch_rows, update_rows, threads, device, precision) as session:
+        with self._session(batch_rows, update_rows, n_updates, threads, device, precision) as session:
             session.start(
                 data,
                 update,
@@ -483,7 +485,7 @@ class MLP:
     ) -> History:
         """Train by a method that looks at all samples at once."""
         n_samples = len(data.X)
-        with self._session(n_samples, None, *where) as session:
+        with self._session(n_samples, None, epochs, *where) as session:
 
             def loss_and_gradients(theta: np.ndarray) -> tuple[float, np.ndarray]:
                 session.load(theta.astype(self.dtype))
@@ -573,9 +575,33 @@ class MLP:
         ValueError, TypeError, DivergedError
             As `fit`.
         """
-        return self.partial_fit(
-            X, y, sample_weight=sample_weight, optimizer=optimizer, batch_size=sys.maxsize, shuffle=False
-        )
+        rule = self._optimizer if optimizer is None else as_optimizer(optimizer)
+        if isinstance(rule, LBFGS):
+            return self.partial_fit(X, y, sample_weight=sample_weight, optimizer=rule)
+        # What fit does, but for what a single update has no use for: that takes longer than one of a small network.
+        data = self._data(X, y, sample_weight)
+        slots, step = rule.state(self.n_parameters, self.dtype)
+        update = Update(rule.rule, *rule.groups(self._topology), math.inf, math.inf)
+        with self._session(len(data.X), device=_home(data.X)) as session:
+            session.start(
+                data,
+                update,
+                slots,
+                step,
+                learning_rate=np.full((1, 1), rule.learning_rate),
+                shuffle=False,
+                first_epoch=self.epochs,
+                theta=self._theta,
+                moving=self._moving,
+            )
+            try:
+                if session.train(1, 1).diverged:
+                    raise validation.DivergedError(0, 0)
+            finally:
+                session.collect()
+                rule.keep(slots, session.published_step)
+            self.epochs += 1
+            return float(session.losses[0])
 
     def loss_and_gradients(self, X: Any, y: Any, sample_weight: Any = None) -> tuple[float, np.ndarray]:
         """Mean loss over the samples and its gradient, without dropout and without an update.
@@ -595,7 +621,7 @@ class MLP:
         ValueError, TypeError
         """
         data = self._data(X, y, sample_weight)
-        with self._session_for(data.X, len(data.X)) as session:
+        with self._session(len(data.X), device=_home(data.X)) as session:
             return session.gradients(data)
 
     def forward(self, X: Any) -> np.ndarray:
@@ -606,7 +632,7 @@ class MLP:
         ValueError, TypeError
         """
         X = self._samples(X)
-        with self._session_for(X, min(EVALUATION_ROWS, len(X))) as session:
+        with self._session_for(X) as session:
             return session.forward(X)
 
     def predict(self, X: Any) -> np.ndarray:
@@ -643,14 +669,14 @@ class MLP:
         data = self._data(X, y, sample_weight)
         if chosen:
             check_targets(chosen, "y", self._scored(data), self.layer_sizes[-1])
-        with self._session_for(data.X, min(EVALUATION_ROWS, len(data.X))) as session:
+        with self._session_for(data.X) as session:
             return self._scores(session, data, chosen)
 
     def _scores(self, session: Session, data: Data, chosen: dict[str, Choice]) -> dict[str, float]:
         """Loss and metrics of a network at work."""
-        result = {"loss": session.loss(data)}
+        loss, z = session.evaluate(data, wants_outputs=bool(chosen))
+        result = {"loss": loss}
         if chosen:
-            z = session.forward(data.X)
             predictions = self._predictions(z)
             if self._loss.pairs:
                 z, predictions = z[:, ::2], predictions[:, ::2]
@@ -736,20 +762,14 @@ class MLP:
         }
         return {name.format(k): tensor for name, tensors in names.items() for k, tensor in enumerate(tensors)}
 
-    def _session(
-        self,
-        batch_rows: int,
-        update_rows: int | None = None,
-        threads: int | None = None,
-        device: str = "cpu",
-        precision: str | None = None,
-    ) -> Session:
-        network = self._topology, self._theta, self._moving
-        return open_session(device, *network, batch_rows, update_rows, threads, precision)
+    def _session(self, batch_rows: int, *args: Any, **settings: Any) -> AbstractContextManager[Session]:
+        """The network at work; for arguments see `Sessions.open`."""
+        return self._sessions.open(self._topology, self._theta, self._moving, batch_rows, *args, **settings)
 
-    def _session_for(self, X: Any, batch_rows: int) -> Session:
-        """One that works where the samples lie."""
-        return self._session(batch_rows, device="cuda" if validation.is_resident(X) else "cpu")
+    def _session_for(self, X: Any) -> AbstractContextManager[Session]:
+        """One that takes samples forward where they lie."""
+        rows = min(EVALUATION_ROWS, len(X))
+        return self._session(rows, n_updates=-(-len(X) // rows), device=_home(X))
 
     def _samples(self, X: Any, name: str = "X") -> Any:
         if on_gpu(X):
@@ -829,6 +849,11 @@ def load(path: str | os.PathLike) -> MLP:
         raise ValueError(f"{path} holds a damaged fastbp network: {error}") from error
     net.epochs, net.metadata = epochs, metadata
     return net
+
+
+def _home(X: Any) -> str:
+    """The device that samples lie on."""
+    return "cuda" if validation.is_resident(X) else "cpu"
 
 
 def _layer_sizes(layer_sizes: Sequence[int]) -> tuple[int, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -80,7 +80,7 @@ class Optimizer:
     @property
     def hyper_names(self) -> list[str]:
         """Names of the settings that are numbers, besides the learning rate, as they are declared."""
-        return [field.name for field in fields(self) if field.name in BOUNDS and field.name != "learning_rate"]
+        return [name for name in self.__dataclass_fields__ if name in BOUNDS and name != "learning_rate"]
 
     @property
     def hyper(self) -> np.ndarray:

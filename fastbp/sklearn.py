@@ -358,7 +358,7 @@ class _Trained:
         estimator: Any = self
         net = self._penalized()
         data = net._data(_dense(X), self._targets(y), sample_weight)
-        with net._session(len(data.X), None, estimator.threads, estimator.device) as session:
+        with net._session(len(data.X), None, estimator.max_iter, estimator.threads, estimator.device) as session:
             super()._fit_lbfgs((net, session, data), y, sample_weight, *rest)  # type: ignore[misc]
 
     def _loss_grad_lbfgs(self, packed, work, y, sample_weight, *unused) -> tuple[float, np.ndarray]:

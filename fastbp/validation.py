@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import importlib
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from types import ModuleType
 from typing import Any
 
 import numpy as np
 
-from .kernels.problem import Choice
+from .kernels.problem import Choice, nothing
 
 
 class DivergedError(ArithmeticError):
@@ -56,18 +55,17 @@ def require(module: str, extra: str) -> ModuleType:
         ) from error
 
 
-def choice(name: str, value: Any, known: Iterable[str]) -> str:
+def choice(name: str, value: Any, known: Collection[str]) -> str:
     """``value`` if it is one of the known names.
 
     Raises
     ------
     TypeError, ValueError
     """
-    names = ", ".join(known)
     if not isinstance(value, str):
-        raise TypeError(f"{name} must be a name, one of {names}; it is {value!r}")
-    if value not in names.split(", "):
-        raise ValueError(f"{name} {value!r} is not known: it must be one of {names}")
+        raise TypeError(f"{name} must be a name, one of {', '.join(known)}; it is {value!r}")
+    if value not in known:
+        raise ValueError(f"{name} {value!r} is not known: it must be one of {', '.join(known)}")
     return value
 
 
@@ -85,27 +83,26 @@ def number_in(
     ------
     TypeError, ValueError
     """
-    bounds = {"above": above, "at least": at_least, "below": below}
-    limits = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
-    wanted = f"{name} must be a number {limits}".rstrip()
-    if isinstance(value, bool) or not isinstance(value, (int, float, np.integer, np.floating)):
-        raise TypeError(f"{wanted}, it is {value!r}")
-    inside = (
-        math.isfinite(value)
+    is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
+    if (
+        is_number
+        and math.isfinite(value)
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
-    )
-    if not inside:
-        raise ValueError(f"{wanted}, it is {value!r}")
-    return float(value)
+    ):
+        return float(value)
+    bounds = {"above": above, "at least": at_least, "below": below}
+    limits = " and ".join(f"{words} {bound}" for words, bound in bounds.items() if bound is not None)
+    wanted = f"{name} must be a number {limits}".rstrip()
+    raise (ValueError if is_number else TypeError)(f"{wanted}, it is {value!r}")
 
 
 def settings_in(settings: Any, bounds: Mapping[str, Mapping[str, float]]) -> None:
     """Check the fields of a dataclass instance that have bounds; raises as `number_in`."""
-    for field in dataclasses.fields(settings):
-        if field.name in bounds:
-            number_in(field.name, getattr(settings, field.name), **bounds[field.name])
+    for name in settings.__dataclass_fields__:
+        if name in bounds:
+            number_in(name, getattr(settings, name), **bounds[name])
 
 
 def row(argument: str, spec: Any, table: Mapping[str, Any]) -> Choice:
@@ -215,8 +212,10 @@ def finite(name: str, array: Any) -> Any:
 
 def canonical(array: np.ndarray, dtype: np.dtype | type) -> np.ndarray:
     """A read-only, aligned, C-contiguous view or copy: one type for the compiled kernels, whatever came in."""
-    with np.errstate(over="ignore"):  # finite() reports it
-        view = np.require(array, dtype, ["C", "A"]).view()
+    if array.dtype != dtype:
+        with np.errstate(over="ignore"):  # finite() reports it
+            array = array.astype(dtype)
+    view = (np.asarray(array, order="C") if array.flags.aligned else array.copy()).view()
     view.flags.writeable = False
     return view
 
@@ -269,7 +268,7 @@ def targets(name: str, y: Any, kind: str, n_samples: int, n_out: int, dtype: np.
     TypeError, ValueError
     """
     y = numeric(name, y)
-    no_labels, no_targets = canonical(np.zeros(0), np.int64), canonical(np.zeros((0, 0)), dtype)
+    no_labels, no_targets = nothing(np.int64), nothing(dtype, 0, 0)
     shapes = f"({n_samples}, {n_out})"
     if kind == "labels":
         shapes = f"({n_samples},) for labels or {shapes} for probabilities"
@@ -314,7 +313,7 @@ def weights(name: str, sample_weight: Any, n_samples: int, dtype: np.dtype) -> n
     TypeError, ValueError
     """
     if sample_weight is None:
-        return canonical(np.zeros(0), dtype)
+        return nothing(dtype)
     array = numeric(name, sample_weight)
     if array.shape != (n_samples,):
         raise ValueError(f"{name} must have shape ({n_samples},), it has shape {array.shape}")

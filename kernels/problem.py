@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cache, cached_property
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -235,9 +235,14 @@ class Progress(NamedTuple):
     diverged: bool
 
 
+@cache
+def nothing(dtype: np.dtype | type, *shape: int) -> np.ndarray:
+    """The read-only array in place of what a batch does not have; ``shape`` has no numbers, None is (0,)."""
+    empty = np.zeros(shape or 0, dtype)
+    empty.flags.writeable = False
+    return empty
+
+
 def samples_alone(X: np.ndarray) -> Data:
     """Samples without targets; ``X`` is read-only."""
-    data = Data(X, np.zeros((0, 0), X.dtype), np.zeros(0, np.int64), np.zeros(0, X.dtype), np.zeros(0, np.int64))
-    for empty in (data.targets, data.labels, data.weight):
-        empty.flags.writeable = False
-    return data
+    return Data(X, nothing(X.dtype, 0, 0), nothing(np.int64), nothing(X.dtype), np.zeros(0, np.int64))

@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 
 import fastbp
-from fastbp.backend import Data, Update, open_session
+from fastbp.backend import Data, Session, Update
 from fastbp.kernels.cpu import narrow
 from fastbp.kernels.cpu.delta import delta
 from fastbp.kernels.cpu.forward import forward
@@ -72,7 +72,7 @@ class Kernels:
         empty = np.zeros(0, np.float32)
         data = Data(X, np.zeros_like(X), np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
         slots = np.zeros((2, net.n_parameters), np.float32)
-        with open_session("cpu", net._topology, net.theta, np.zeros((2, 0)), ROWS, threads=1) as session:
+        with Session(net._topology, net.theta, np.zeros((2, 0)), ROWS) as session:
             session.start(
                 data,
                 Update("adam", np.zeros((1, 4)), np.ones(1), np.zeros((2, 2), np.int64)),

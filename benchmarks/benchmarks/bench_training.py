@@ -40,6 +40,22 @@ class Throughput:
     track_time_over_floor.unit = "times the floor"
 
 
+class Latency:
+    """One update by a call of its own."""
+
+    params = (list(WORKLOADS),)
+    param_names = ("workload",)
+
+    def setup(self, name):
+        workload = WORKLOADS[name]
+        self.net = workload.network()
+        self.batch = [part[: workload.batch] for part in workload.data()]
+        self.net.train_on_batch(*self.batch)
+
+    def time_train_on_batch(self, name):
+        self.net.train_on_batch(*self.batch)
+
+
 class Memory:
     """The process at its largest, Python, Numba and the data included."""
 

@@ -34,8 +34,12 @@ CACHE_BYTES = 1 << 20
 GRADIENT_SHARE = 4
 #: A thread is worth its barriers from this many floating-point operations per update on ...
 FLOPS_PER_THREAD = 700_000
-#: ... where updating a parameter takes as long as this many of them.
+#: ... where updating a parameter takes as long as this many of them, ...
 UPDATE_FLOPS = 50
+#: ... and if there are as many in all: waking a team, and being woken by it, takes a good part of their time.
+TEAM_FLOPS = 150_000_000
+#: A session with less memory for parameters, activations and deltas may outlast the call that it was opened for.
+LIGHT_BYTES = 2 << 20
 #: Samples are not the lanes of wider networks than this, whose weights leave L1; ...
 NARROW_UNITS = 256
 #: ... to sum a vector's lanes takes as long as so many multiply-adds of lines, ...
@@ -81,10 +85,17 @@ def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[floa
     return n_in * n_out * (lines + LANES_SUM), (n_in + TRANSPOSITION) * -(-n_out // width) * lines * width
 
 
+def choose_threads(topology: Topology, update_rows: int, n_updates: int) -> int:
+    """How many threads so many updates are worth."""
+    flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
+    return max(1, min(N_CORES, flops // FLOPS_PER_THREAD)) if n_updates * flops >= TEAM_FLOPS else 1
+
+
 class Session:
     """One network's parameters in panels, with workspace and threads for batches of one size.
 
-    Use as a context manager: leaving it gives threads and memory back.
+    Use as a context manager: leaving it gives threads and memory back, unless it is light. A light one may be used
+    again, after `renew`.
 
     Parameters
     ----------
@@ -97,8 +108,12 @@ class Session:
         Samples that are in work at once, at most.
     update_rows : int or None
         Samples of one update; None for ``batch_rows``.
-    threads : int or None
-        None lets the cost model choose.
+    threads : int
+
+    Attributes
+    ----------
+    is_light : bool
+        Whether it has little memory, and no threads but the caller's.
     """
 
     def __init__(
@@ -108,10 +123,12 @@ class Session:
         moving: np.ndarray,
         batch_rows: int,
         update_rows: int | None = None,
-        threads: int | None = None,
+        threads: int = 1,
     ):
         self.topology = topology
         self.update_rows = update_rows = update_rows or batch_rows
+        self._data: Any = None  # what `start` was given, as is what `_run` refers to
+        self._run: Any = None
         dtype = topology.dtype
         width = panel_width(dtype)
         layers = topology.layers
@@ -150,8 +167,7 @@ class Session:
         n_chunks = 1 << (-(-update_rows // limit) - 1).bit_length()
         chunk_rows = -(-update_rows // n_chunks)
         self._n_slices = min(n_chunks, MAX_SLICES)
-        flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
-        self.n_threads = threads or max(1, min(N_CORES, flops // FLOPS_PER_THREAD))
+        self.n_threads = threads
         share = -(-chunk_rows // (1 if n_chunks > 1 else self.n_threads))
         if narrow:
             block_rows = min(VECTORS.lines * width, round_up(share, width))
@@ -160,11 +176,10 @@ class Session:
             block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), round_up(share, layout.ROW_STEP))
         n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
         n_blocks = max(n_blocks, self.n_threads)
-        try:
-            self._team = _idle_teams[self.n_threads].pop()
-        except IndexError:
-            self._team = Team(self.n_threads)
         rows, columns_size = n_blocks * block_rows, round_up(max(layers[0].n_in, layers[-1].n_out), width) * width
+        n_bytes = (2 * rows * sizes.lanes + sizes.W + sizes.WT) * dtype.itemsize
+        self.is_light = threads == 1 and n_bytes <= LIGHT_BYTES
+        self._team = Team(1) if self.is_light else _idle_team(threads)
         a, delta, strip, lines, columns, square, moments, W, WT = self._team.workspace.zeros(
             dtype,
             (rows * sizes.lanes,),
@@ -211,16 +226,23 @@ class Session:
         self.network = self.network._replace(at=_addresses[dtype])
         starts = [(table[k, layout.STATISTICS], layers[k].n_out) for k in batch_norms]
         self._units = np.array([unit for start, n in starts for unit in range(start, start + n)], np.int64)
-        self.parameters.moving[:, self._units] = moving
-        self.load(theta)
+        self.renew(theta, moving)
 
     def __enter__(self) -> "Session":
         return self
 
     def __exit__(self, exception: type | None, *_) -> None:
+        self._data = self._run = None
         if exception is not None:
             self._team.settle()
-        _idle_teams[self.n_threads].append(self._team)
+        if not self.is_light:
+            _idle_teams[self.n_threads].append(self._team)
+
+    def renew(self, theta: np.ndarray, moving: np.ndarray) -> None:
+        """Be as if opened with these."""
+        self.network.dropout[:] = [layer.dropout for layer in self.topology.layers]
+        self.parameters.moving[:, self._units] = moving
+        self.load(theta)
 
     def _run_on_team(self, entry: Any, *args: Any) -> None:
         """Run an entry point on all threads; it is compiled here at first, since a thread that fails to would leave the
@@ -336,6 +358,7 @@ class Session:
         for flat, packed in zip(slots, panels, strict=True):
             self._pack(flat, packed)
         self.parameters = self.parameters._replace(slots=panels, grad=grad, average=average)
+        self.work.penalty[:] = 0  # another mode may have left more parts of it
         n_scalars = round_up(N_SCALARS, panel_width(np.float64))
         self.work = self.work._replace(scalars=np.zeros((self.n_threads, n_groups, n_scalars)))
         self.network.layers[:, [layout.GROUP, layout.BIAS_GROUP]] = update.groups
@@ -421,7 +444,8 @@ class Session:
 
     def gradients(self, data: Data) -> tuple[float, np.ndarray]:
         """Mean loss and flat gradient over all samples, without dropout and noise."""
-        self.network = self.network._replace(dropout=np.zeros_like(self.network.dropout), noise=0.0)
+        network = self.network
+        self.network = network._replace(dropout=np.zeros_like(network.dropout), noise=0.0)
         flat = np.empty(self.topology.n_parameters, self.topology.dtype)
         self.start(
             data,
@@ -436,24 +460,35 @@ class Session:
             mode=epoch.NONE,
         )
         self.train(1, 1)
+        self.network = network
         self._unpack(self.parameters.grad[0], flat)
         loss, weight = self._run.sums
         return float(loss / weight), flat
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Outputs before the link, (n_samples, n_out)."""
-        z = np.empty((len(X), self.topology.layer_sizes[-1]), self.topology.dtype)
+        z = self._outputs(len(X))
         self._evaluate(samples_alone(X), z, np.empty(0))
         return z
 
-    def loss(self, data: Data) -> float:
-        """Weighted mean loss."""
-        losses = np.empty(len(data.X))
-        self._evaluate(data, np.empty((0, 0), self.topology.dtype), losses)
-        return float(losses.sum()) / data.total_weight
+    def evaluate(self, data: Data, wants_outputs: bool) -> tuple[float, np.ndarray]:
+        """Weighted mean loss, and outputs before the link, (n_samples, n_out), or no rows of them."""
+        losses, z = np.empty(len(data.X)), self._outputs(len(data.X) if wants_outputs else 0)
+        self._evaluate(data, z, losses)
+        return float(losses.sum()) / data.total_weight, z
+
+    def _outputs(self, n_rows: int) -> np.ndarray:
+        return np.empty((n_rows, self.topology.layer_sizes[-1]), self.topology.dtype)
 
     def _evaluate(self, data: Data, z: np.ndarray, losses: np.ndarray) -> None:
         self._run_on_team(epoch.evaluate, self.network, self.parameters, data, self.work, z, losses)
+
+
+def _idle_team(size: int) -> Team:
+    try:
+        return _idle_teams[size].pop()
+    except IndexError:
+        return Team(size)
 
 
 def _activation(activation: Choice | Custom | None, dtype: np.dtype) -> tuple[int, int, float]:
@@ -503,5 +538,5 @@ def compile_half(dtype: str) -> None:
     )
     COLUMNS_LOSS.found[number] = 0
     theta, moving = np.zeros(topology.n_parameters, number), np.zeros((2, 0))
-    with quick_compilation(), Session(topology, theta, moving, 1, threads=1) as session:
+    with quick_compilation(), Session(topology, theta, moving, 1) as session:
         session.compile_half()

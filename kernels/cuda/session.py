@@ -592,24 +592,33 @@ class Session:
 
     def forward(self, X: np.ndarray) -> np.ndarray:
         """Outputs before the link, (n_samples, n_out)."""
-        n_out, row = self.topology.layer_sizes[-1], self._table[-1]
-        begin, stride = int(row[layout.NODE_OUT]), int(row[layout.STRIDE_OUT])
-        z = np.empty((len(X), n_out), self._dtype)
+        z = self._outputs(len(X))
         with compat.device_errors():
             for first, chunk, _ in self._evaluate(samples_alone(X)):
-                part = self._fetch(self._memory.a[begin : begin + chunk.n_rows * stride])
-                z[first : first + chunk.n_rows] = part.reshape(chunk.n_rows, stride)[:, :n_out]
+                self._fetch_outputs(chunk, z[first:])
         return z
 
-    def loss(self, data: Data) -> float:
-        """Weighted mean loss."""
+    def evaluate(self, data: Data, wants_outputs: bool) -> tuple[float, np.ndarray]:
+        """Weighted mean loss, and outputs before the link, (n_samples, n_out), or no rows of them."""
         blocks, total = n_blocks(self._rows, THREADS // LANES), 0.0
+        z = self._outputs(len(data.X) if wants_outputs else 0)
         with compat.device_errors():
             reports = Reports(self._one, compat.zeros((1, blocks), self._dtype, self._stream))
-            for _, chunk, samples in self._evaluate(data):
+            for first, chunk, samples in self._evaluate(data):
+                if wants_outputs:
+                    self._fetch_outputs(chunk, z[first:])
                 self._output_delta(samples, chunk, reports, 0, blocks)
                 total += float(self._fetch(reports.losses).sum(dtype=np.float64))
-        return total / data.total_weight
+        return total / data.total_weight, z
+
+    def _outputs(self, n_rows: int) -> np.ndarray:
+        return np.empty((n_rows, self.topology.layer_sizes[-1]), self._dtype)
+
+    def _fetch_outputs(self, chunk: Chunk, z: np.ndarray) -> None:
+        """Copy what a chunk's samples have come to into the first rows of z."""
+        begin, stride = int(self._table[-1][layout.NODE_OUT]), int(self._table[-1][layout.STRIDE_OUT])
+        rows = self._fetch(self._memory.a[begin : begin + chunk.n_rows * stride])
+        z[: chunk.n_rows] = rows.reshape(chunk.n_rows, stride)[:, : z.shape[1]]
 
     def _evaluate(self, data: Data) -> Iterator[tuple[int, Chunk, Samples]]:
         """Take chunk after chunk of the samples forward, as in inference; gives its first row among them."""
