@@ -14,7 +14,7 @@ from numba.core.compiler_lock import global_compiler_lock
 from numba.np.numpy_support import from_dtype
 
 from ..digest import DIGEST
-from .simd import make_call, switch
+from .simd import VECTORS, make_call, switch
 
 if config.DISABLE_JIT:
     raise ImportError("fastbp is nothing without Numba's compiler: unset NUMBA_DISABLE_JIT")
@@ -110,6 +110,12 @@ class _Library(JITCodeLibrary):
     Numba optimises each function by itself, then each library twice, to find reference counts that cancel out, of which
     there are none here, and makes machine code of it. Here this is done once, where the code is called by its address.
     """
+
+    def add_ir_module(self, ir_module: Any) -> None:
+        for function in ir_module.functions:
+            if function.blocks:  # not among the attributes that llvmlite knows
+                set.add(function.attributes, f'"prefer-vector-width"="{8 * VECTORS.bytes}"')
+        super().add_ir_module(ir_module)
 
     def _optimize_functions(self, module: Any) -> None:
         module.data_layout = self._codegen._data_layout
