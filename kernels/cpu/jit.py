@@ -66,11 +66,11 @@ def inlined(function: Callable, variant: str = "") -> Callable:
     return _compile(function, variant, inline="always")
 
 
-def embedded(function: Callable, variant: str = "") -> Callable:
+def embedded(function: Callable, variant: str = "", **options: Any) -> Callable:
     """Compile a function that becomes part of its callers' machine code, without a call that would pass every array of
     a structure by eight words.
     """
-    return _compile(function, _inner(variant), forceinline=True, **_WITHOUT_WRAPPER)
+    return _compile(function, _inner(variant), forceinline=True, **_WITHOUT_WRAPPER, **options)
 
 
 #: All entry points.
