@@ -22,12 +22,16 @@ COLUMN_HEIGHTS = (VECTORS.columns, VECTORS.columns // 2)
 #: Sizes of the tiles of a gradient with samples in the lanes.
 BLOCK_ROWS, BLOCK_PANELS = ((size, size // 2) for size in VECTORS.block)
 
+#: Panels of so many lines or more may come from beyond L2: they are fetched while those before them are multiplied.
+FAR_DEPTH = 512
+
 
 def make_product(start, finish):
     """Make ``multiply(a, b, c, depth, n_rows, n_panels)``: C = A B for a block of rows.
 
     ``a = (array, start, panel stride)`` and ``c`` alike are row blocks in panels; ``b = (array, start, panel stride)``
-    is weights in panels with ``depth`` lines each. ``start`` and ``finish`` are those of ``make_tile``.
+    is weights in panels with ``depth`` lines each; the ones that lie behind them are what is wanted next. ``start`` and
+    ``finish`` are those of ``make_tile``.
     Rows up to the next multiple of the lowest tile are computed too: their memory must exist.
     """
     tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", start, finish)
@@ -39,17 +43,21 @@ def make_product(start, finish):
         b_array, b_start, b_panel = b
         c_array, c_start, c_panel = c
         width = line_size(a_array)
+        behind, fetch = 0, 0
+        if depth >= FAR_DEPTH:  # as much by row that all of it has come with the last one
+            behind, fetch = widest * b_panel, min(width, (widest * width * tallest + n_rows - 1) // n_rows)
         for panel in range(0, n_panels, widest):
             panels = min(widest, n_panels - panel)
-            weights = (b_array, b_start + panel * b_panel, width * width, b_panel)
-            row = 0
+            first, ahead, row = b_start + panel * b_panel, behind, 0
             while row < n_rows:
                 left = (n_rows - row + lowest - 1) // lowest * lowest
                 height = min(tallest, left)
                 rows = (a_array, a_start + row * width, a_panel)
+                weights = (b_array, first, width * width, b_panel, ahead, fetch)
                 out = (c_array, c_start + panel * c_panel + row * width, c_panel)
                 tile(tile_code(height, panels, False), rows, weights, out, depth, width)
                 row += height
+                ahead += fetch * depth
 
     return routine(multiply, f"{start}, {finish}")
 

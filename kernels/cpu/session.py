@@ -24,8 +24,9 @@ from .layout import Addresses, Network, Parameters, Workspace, panel_width, roun
 from .simd import VECTORS
 from .team import Team
 
-#: A block has as many rows as keep its widest layer's activations in L2, so that weights are read seldom.
-BLOCK_BYTES = 1 << 20
+#: A block has as many rows as keep its widest layer's activations in L2 beside the weights that come by: the more rows,
+#: the less often these are read.
+BLOCK_BYTES = 1 << 19
 #: Gradients that are kept apart at most; more threads than these cannot share a large batch.
 MAX_SLICES = 16
 #: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...

@@ -106,7 +106,8 @@ def tile_code(height, panels, ones):
 class _Walk(NamedTuple):
     """How a tile goes through an operand: where it starts, how many neighbours it takes in each of its panels, and how
     far it is to the next row of the tile, to its next panel, to the next term of the sum and to the next run of terms,
-    and from the start to the row for that of ones.
+    and from the start to the row for that of ones. Meanwhile what lies ``ahead`` of the start is fetched, so much of it
+    with each term.
     """
 
     first: ir.Value
@@ -116,6 +117,8 @@ class _Walk(NamedTuple):
     step: int | ir.Value = 0
     run: int | ir.Value = 0
     ones: int | ir.Value = 0
+    ahead: ir.Value | None = None
+    fetch: int | ir.Value = 0
 
 
 def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
@@ -143,7 +146,8 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
         tile's first element in it; what follows says how far it is, in elements,
 
         - along rows, to A's next run, to B's next run and panel, and to C's next panel; a run is contiguous lines of B,
-          as many as a panel is wide;
+          as many as a panel is wide; B's tuple goes on with how far it is to what will be wanted next, and how much of
+          that to fetch into L2 with each term;
         - along columns, to A's next row, term and run, to B's next run and panel, and to C's next row, next panel and
           to the row for that of ones, which is written last; a run is contiguous lines of B;
         - along units, to A's next row and term, to B's next term, and to C's next row; there is one run, and panels are
@@ -183,7 +187,7 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
             else:
                 walks = (
                     _Walk(a_first, 1, row=width, step=1, run=a[0]),
-                    _Walk(b_first, width, panel=b[1], step=width, run=b[0]),
+                    _Walk(b_first, width, panel=b[1], step=width, run=b[0], ahead=b[2], fetch=b[3]),
                     _Walk(c_first, width, row=width, panel=c[0]),
                 )
             done = builder.append_basic_block("done")
@@ -281,6 +285,13 @@ class _Emitter:
         pointer = self.builder.bitcast(pointer, self.vector.as_pointer())
         _call(self.builder, f"llvm.masked.store.{self.suffix}.p0", ir.VoidType(), value, pointer, align, mask)
 
+    def prefetch(self, pointer, level=1, for_writing=False):
+        """Fetch the line at a place, which need not be one, into the caches from a level on."""
+        int32, data = ir.IntType(32), 1
+        pointer = self.builder.bitcast(pointer, ir.IntType(8).as_pointer())
+        how = (int32(number) for number in (int(for_writing), 4 - level, data))
+        _call(self.builder, "llvm.prefetch.p0", ir.VoidType(), pointer, *how)
+
     def broadcast(self, pointer):
         return self.repeat(self.builder.load(pointer, align=self.itemsize, typ=self.number))
 
@@ -353,6 +364,8 @@ class _Emitter:
         a_run = self.phi(a.first.type, a.first, before)
         b_run = self.phi(b.first.type, b.first, before)
         sums_before = [self.phi(vector, value, before) for value in initial]
+        if b.ahead is not None:
+            ahead = self.at(b.first, b.ahead, self.times(builder.sub(depth, left), b.fetch))
         count = builder.select(builder.icmp_signed("<", left, run), left, run)
         builder.branch(terms)
 
@@ -373,6 +386,8 @@ class _Emitter:
             results[number] = self.multiply_add(factors[row], b_k[column], sums[number])
         if shape.ones:
             results[-len(b_k) :] = [builder.fadd(*pair) for pair in zip(sums[-len(b_k) :], b_k, strict=True)]
+        if b.ahead is not None:
+            self.prefetch(self.at(ahead, self.times(k, b.fetch)), level=2)
         following = builder.add(k, index(terms_at_once))
         k.add_incoming(following, terms)
         for node, value in zip(sums, results, strict=True):
@@ -454,20 +469,10 @@ def _emit_sum(emitter, source):
     return builder.extract_element(vector, ir.IntType(32)(0))
 
 
-def _make_prefetch(for_writing: bool) -> Callable:
-    def emit(emitter, place):
-        builder, int32 = emitter.builder, ir.IntType(32)
-        place = builder.bitcast(place, ir.IntType(8).as_pointer())
-        every_level, data = int32(3), int32(1)
-        _call(builder, "llvm.prefetch.p0", ir.VoidType(), place, int32(int(for_writing)), every_level, data)
-
-    return emit
-
-
 #: ``prefetch_to_read((place,))``: a line that will be read soon.
-prefetch_to_read = _line_intrinsic(_make_prefetch(for_writing=False), result=False)
+prefetch_to_read = _line_intrinsic(lambda emitter, place: emitter.prefetch(place), result=False)
 #: ``prefetch_to_write((place,))``: a line that will be read and written soon.
-prefetch_to_write = _line_intrinsic(_make_prefetch(for_writing=True), result=False)
+prefetch_to_write = _line_intrinsic(lambda emitter, place: emitter.prefetch(place, for_writing=True), result=False)
 #: ``copy_line((source, target))``
 copy_line = _line_intrinsic(_emit_copy, result=False)
 #: ``sum_line((source,))``
