@@ -147,6 +147,17 @@ for element in (types.float32, types.float64):
     show(narrow_gradient_tile)
 """
 
+#: Prints the assembly of the update rules; nothing is run.
+RULES = """
+import numpy as np
+from fastbp.kernels.cpu import ahead
+from fastbp.kernels.cpu.gradient import UPDATE_RULE
+ahead.refuse()
+UPDATE_RULE.address(np.dtype("float32"))
+(compiled,) = UPDATE_RULE.dispatcher.overloads.values()
+print(compiled.library.get_asm_str())
+"""
+
 
 def run(script: str, **environment: str) -> str:
     return subprocess.run(
@@ -216,6 +227,16 @@ def test_tiles_fill_the_registers_of_each_processor(processor, register, instruc
         assert not re.search(r"mm\d+, -?\d*\(%rsp\)|\(%rsp\), %[xyz]mm", loop), f"a register is spilled:\n{loop}"
     assert max(len(re.findall(instruction, loop)) for loop in found) >= {"zmm": 24, "ymm": 12, "xmm": 8}[register]
     assert not re.search(r"call\w*\s.*(fma|exp)", assembly)
+
+
+@pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="names an x86-64 processor")
+def test_update_rules_fill_the_registers_and_do_not_divide(tmp_path):
+    """On a processor for which LLVM would rather have half of them."""
+    environment = {"NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assembly = run(RULES, **environment)
+    assert set(re.findall(r"vrcp14ps\s+%([xyz]mm)\d", assembly)) == {"zmm"}
+    assert set(re.findall(r"vsqrtps\s+%([xyz]mm)\d", assembly)) <= {"zmm", "xmm"}  # xmm for what is left in the end
+    assert "vdivps" not in assembly
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="translates from x86-64")

@@ -81,7 +81,8 @@ def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, 
         array.flags.writeable = False
     with session.Session(case.net._topology, case.net.theta, np.zeros((2, 0)), n_samples) as at_work:
         assert at_work.network.narrow
-        assert all((at_work.network.layers[:, layout.NODE_PANELS] >= 0) == (way == "panels"))
+        layers = at_work.network.layers
+        assert all(layers[:, layout.IN_PANELS] == (layers[:, layout.N_OUT] if way == "panels" else 0))
         for scratch in ("a", "delta", "strip", "columns", "square", "lines"):
             getattr(at_work.work, scratch)[:] = np.nan
         loss, grad = at_work.gradients(data)

@@ -49,10 +49,11 @@ from .simd import (
 
 #: `gradient`'s word for updating on the spot.
 UPDATE = -1
-#: A processor's one unit for roots and quotients takes as long as others do for all the rest of a rule. With these flags
-#: vectors of float32 are divided by the reciprocal that Newton's step makes exact to the last bit or two, and multiply-adds
-#: are fused. A rule's bits do not depend on what else is compiled, since the hook is a library of its own.
-_QUICK = {"arcp", "contract", "ninf"}
+#: Flags of the update rules alone, whose bits do not depend on what else is compiled: the hook is a library of its own.
+#: The processor's one unit for roots and quotients takes as long as others do for all the rest of a rule. With these,
+#: vectors of float32 are multiplied by reciprocals that one step of Newton's makes exact to a bit or two, and
+#: multiply-adds are fused.
+QUICK = {"arcp", "contract", "ninf"}
 #: Parameters and slots of up to this size are close enough without prefetching.
 NEAR_BYTES = 1 << 18
 TALL, LOW = COLUMN_HEIGHTS
@@ -106,7 +107,7 @@ def _compile_update(row, variant=""):
             W[i] = theta
             store(views, i, values)
 
-    return embedded(update, variant or row.update.__name__, fastmath=_QUICK)
+    return embedded(update, variant or row.update.__name__, fastmath=QUICK)
 
 
 _update = select(list(OPTIMIZERS.values()), _compile_update)

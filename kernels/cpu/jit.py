@@ -35,8 +35,9 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
     if name in _names:
         raise RuntimeError(f"{name} is compiled twice: give its variants names of their own")
     _names.add(name)
-    # No fast-math flag: with "reassoc" or "contract" the bits of a result would depend on what the optimizer made of
-    # a function in the library that it was first compiled into, and so on which entry point ran first.
+    # No fast-math flag but for the update rules, which have a library of their own: with "reassoc" or "contract" the
+    # bits of a result would depend on what the optimizer made of a function in the library that it was first compiled
+    # into, and so on which entry point ran first.
     # No reference counts: a kernel borrows its arrays, cannot allocate, and pays no atomic for passing one on.
     # Neither array expressions nor calls from C.
     options |= {"no_rewrites": True, "no_cfunc_wrapper": True}

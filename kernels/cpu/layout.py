@@ -51,7 +51,8 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     STRIP,
     STRIPS,
     NODE_PANELS,
-) = range(20)
+    IN_PANELS,
+) = range(21)
 
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
@@ -61,7 +62,7 @@ STRIP_ROWS = 4 * VECTORS.columns
 #: Lines of a strip in one panel: the rows, and grad_b.
 STRIP_LINES = STRIP_ROWS + 1
 #: The same rows where samples are the lanes: as many whole lines of numbers, whatever the layer's width.
-NARROW_STRIP = 16
+NARROW_STRIP = 32
 #: Rows are padded to a multiple of this, so that the lowest tile always fits.
 ROW_STEP = max(1, VECTORS.rows // 3)
 
@@ -90,13 +91,13 @@ class Network(NamedTuple):
     ----------
     narrow : int
         1 if samples are the lanes, else 0.
-    layers : int64 (n_layers, 20)
+    layers : int64 (n_layers, 21)
         Per layer: its kind, n_in, n_out, whether it has a bias, the lanes that precede its input and its output in a
         block, where W, WT (-1 for none) and theta start, the activation's code and address (both 0 for none), which
         node a sum adds or which sum adds a dense layer's input (-1 for none), where a normalization keeps its
         statistics, the groups of the optimizer that W and b belong to, the columns of W in a panel and the number of
-        panels, the rows in a strip of the gradient and the number of strips down a panel, and the lanes that precede
-        its delta in panels in a block where samples are the lanes (-1 for none).
+        panels, the rows in a strip of the gradient and the number of strips down a panel, and, where samples are the
+        lanes, the lanes that precede its delta in panels in a block, and how many units are in these.
     setting, epsilon : float64 (n_layers,)
         The activations' settings, and the normalizations'.
     batch_norms : int64
@@ -278,16 +279,16 @@ class Sizes(NamedTuple):
 
 
 def layer_table(
-    layers: list[Layer], activations, dtype, narrow: bool, in_panels: list[bool]
+    layers: list[Layer], activations, dtype, narrow: bool, in_panels: list[int]
 ) -> tuple[np.ndarray, Sizes]:
     """The table ``Network.layers``, and what memory it wants.
 
-    ``activations`` holds code and address of each layer's; ``in_panels`` says which of a narrow network want delta in
-    panels as well.
+    ``activations`` holds code and address of each layer's; ``in_panels`` says how many units of each want delta in
+    panels as well, in a narrow network.
     """
     width = panel_width(dtype)
-    table = np.zeros((len(layers), NODE_PANELS + 1), np.int64)
-    table[:, [SKIP, WT, NODE_PANELS]] = -1
+    table = np.zeros((len(layers), IN_PANELS + 1), np.int64)
+    table[:, [SKIP, WT]] = -1
     node = end = w = wt = theta = units = norms = dense = panels = strips = strip = 0
     for depth, (row, layer) in enumerate(zip(table, layers, strict=True)):
         padded = round_up(layer.n_out, width)
@@ -311,8 +312,8 @@ def layer_table(
         else:
             row[STATISTICS], norms = norms, norms + 1
         node, end = end, end + (layer.n_out if narrow else padded)
-        if narrow and in_panels[depth]:
-            row[NODE_PANELS], end = end, end + padded
+        if narrow:
+            row[[NODE_PANELS, IN_PANELS]], end = (end, in_panels[depth]), end + round_up(in_panels[depth], width)
         w += round_up(layer.n_out * (layer.n_in + 1), width) if narrow else padded * (layer.n_in + 1)
         theta += (layer.n_in + layer.bias) * layer.n_out
         panels, strips = panels + across, strips + down * -(-across // VECTORS.panels)

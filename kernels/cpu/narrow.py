@@ -1,7 +1,8 @@
 """Both phases of a network of narrow layers: samples are the lanes, so that no width leaves any of them idle.
 
-What is computed row by row has the bits that it has in panels. A gradient is either summed over lanes, in another
-order, or from delta in panels, which takes no sums over lanes, but more multiply-adds where units do not fill them.
+What is computed row by row has the bits that it has in panels. A gradient is summed over lanes, in another order, or
+from delta in panels, which takes no sums over lanes, but more multiply-adds where units do not fill them; or for some
+units one way and for the others the other.
 """
 
 import numpy as np
@@ -12,7 +13,7 @@ from .gemm import BLOCK_PANELS, BLOCK_ROWS, column_tile, make_unit_product, samp
 from .gradient import LOW, TALL, WIDE, make_gradient
 from .jit import embedded, inlined
 from .layers import fill
-from .layout import ACTIVATE_AT, ACTIVATION, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
+from .layout import ACTIVATE_AT, ACTIVATION, IN_PANELS, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
 from .simd import address_of, copy_line, line_size, tile_code, view
 from .team import barrier
 
@@ -64,13 +65,12 @@ def delta(network, parameters, work, block, n_rows):
     for depth in range(len(network.layers) - 1, -1, -1):
         layer = network.layers[depth]
         n_out, out = layer[N_OUT], start + layer[NODE_OUT] * block_rows
-        if layer[NODE_PANELS] >= 0:
-            panels = start + layer[NODE_PANELS] * block_rows
-            for column in range(0, n_out, width):
-                lines, panel = out + column * block_rows, panels + column * block_rows
-                for row in range(0, n_rows, width):
-                    count, line = n_out - column, panel + row * width
-                    transpose_square(work.delta, lines + row, block_rows, count, work.delta, line)
+        panels = start + layer[NODE_PANELS] * block_rows
+        for column in range(0, layer[IN_PANELS], width):
+            lines, panel = out + column * block_rows, panels + column * block_rows
+            for row in range(0, n_rows, width):
+                count, line = n_out - column, panel + row * width
+                transpose_square(work.delta, lines + row, block_rows, count, work.delta, line)
         if depth > 0:
             product_times_derivative(
                 (parameters.W, layer[W], n_out, 1),
@@ -84,14 +84,14 @@ def delta(network, parameters, work, block, n_rows):
 
 @inlined
 def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
-    """`sum_samples` with samples in the lanes, which are summed at the end."""
+    """`sum_samples` for units that are not in panels: samples are in the lanes, which are summed at the end."""
     width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
     (tallest, lowest), (widest, narrowest) = BLOCK_ROWS, BLOCK_PANELS
-    n_samples = n_panels(n_rows, width) * width
+    n_samples, done = n_panels(n_rows, width) * width, layer[IN_PANELS]
     for row in range(first, last, tallest):
         ones = with_bias & (row + tallest >= last)
         height = tallest if last - row > lowest else lowest
-        for column in range((n_out - 1) // widest * widest, -1, -widest):
+        for column in range(done + (n_out - done - 1) // widest * widest, done - 1, -widest):
             across = widest if n_out - column > narrowest else narrowest
             sample_tile(
                 tile_code(height, across, ones),
@@ -105,13 +105,14 @@ def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
 
 @inlined
 def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
-    """`sum_samples` with delta's units in the lanes."""
+    """`sum_samples` for units that are in panels."""
     width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
+    across = n_panels(layer[IN_PANELS], width)
     for row in range(first, last, TALL):
         ones = with_bias & (row + TALL >= last)
         height = TALL if last - row > LOW else LOW
-        for panel in range((n_panels(n_out, width) - 1) // WIDE * WIDE, -1, -WIDE):
-            panels, column = min(WIDE, n_panels(n_out, width) - panel), panel * width
+        for panel in range((across - 1) // WIDE * WIDE, -1, -WIDE):
+            panels, column = min(WIDE, across - panel), panel * width
             column_tile(
                 tile_code(height, panels, ones),
                 (work.a, base + (layer[NODE_IN] + row) * block_rows, block_rows, 1, work.block_size),
@@ -126,12 +127,12 @@ def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
 def sum_samples(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
     """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, into a strip.
 
-    Tiles go over the ends of rows into the next one, and are written in the order that mends this.
+    Tiles go over the ends of rows into the next one, and are written in the order that mends this: last units first.
     """
-    if layer[NODE_PANELS] >= 0:
-        sum_panels(layer, work, base, n_rows, first, last, with_bias, strip)
-    else:
+    if layer[IN_PANELS] < layer[N_OUT]:
         sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip)
+    if layer[IN_PANELS] > 0:
+        sum_panels(layer, work, base, n_rows, first, last, with_bias, strip)
     width, size = line_size(work.a), (last - first + with_bias) * layer[N_OUT]
     fill(view(strip, size, n_panels(size, width) * width - size), strip.dtype.type(0))
 

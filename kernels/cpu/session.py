@@ -77,13 +77,21 @@ def is_narrow(topology: Topology, n_rows: int) -> bool:
     in_panels, narrow = PANELS_START, float(lines * width * sizes[0])
     for depth, (n_in, n_out) in enumerate(pairwise(sizes)):
         in_panels += n_rows * (2 * n_in * -(-n_out // width) + (depth > 0) * n_out * -(-n_in // width))
-        narrow += n_in * n_out * (1 + (depth > 0)) * lines + min(narrow_gradient(n_in, n_out, lines, width))
+        narrow += n_in * n_out * (1 + (depth > 0)) * lines + narrow_gradient(n_in, n_out, lines, width)[0]
     return NARROW_COST * narrow < in_panels
 
 
-def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[float, float]:
-    """Multiply-adds of lines that a layer's gradient takes with samples in the lanes, and with delta in panels."""
-    return n_in * n_out * (lines + LANES_SUM), (n_in + TRANSPOSITION) * -(-n_out // width) * lines * width
+def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[float, int]:
+    """How best to sum a layer's gradient: the multiply-adds of lines that it takes, and how many units have delta in
+    panels, where the others are summed over the lanes.
+    """
+
+    def cost(units: int) -> float:
+        panels, others = -(-units // width), max(n_out - units, 0)
+        in_panels = (n_in + TRANSPOSITION) * panels * lines * width if panels else 0.0
+        return in_panels + (n_in * others * (lines + LANES_SUM) if others else 0.0)
+
+    return min((cost(units), units) for units in (0, n_out // width * width, n_out))
 
 
 def choose_threads(topology: Topology, update_rows: int, n_updates: int) -> int:
@@ -135,8 +143,8 @@ class Session:
         layers = topology.layers
         activations = [_activation(layer.activation, dtype) for layer in layers]
         narrow = is_narrow(topology, update_rows)
-        costs = [narrow_gradient(layer.n_in, layer.n_out, -(-update_rows // width), width) for layer in layers]
-        in_panels = [panels < lanes for lanes, panels in costs]
+        n_lines = -(-update_rows // width)
+        in_panels = [narrow_gradient(layer.n_in, layer.n_out, n_lines, width)[1] for layer in layers]
         table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, narrow, in_panels)
         batch_norms = np.array([k for k, layer in enumerate(layers) if layer.kind == BATCH_NORM], np.int64)
         loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
