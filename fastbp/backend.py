@@ -51,7 +51,7 @@ class _Notice(event.Listener):
     def on_start(self, event: event.Event) -> None:
         if event.data["dispatcher"] in ENTRIES and not _Notice.said:
             _Notice.said = True
-            print("fastbp: compiling for this processor, once; this takes some 15 seconds", file=sys.stderr)
+            print("fastbp: compiling for this processor, once; this takes 10 to 20 seconds", file=sys.stderr)
 
     def on_end(self, event: event.Event) -> None:
         pass
