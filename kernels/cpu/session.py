@@ -87,7 +87,7 @@ def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[floa
     """
 
     def cost(units: int) -> float:
-        panels, others = -(-units // width), max(n_out - units, 0)
+        panels, others = -(-units // width), n_out - units
         in_panels = (n_in + TRANSPOSITION) * panels * lines * width if panels else 0.0
         return in_panels + (n_in * others * (lines + LANES_SUM) if others else 0.0)
 
