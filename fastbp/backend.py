@@ -146,6 +146,7 @@ class Sessions:
         threads: int | None = None,
         device: str = "cpu",
         precision: str | None = None,
+        n_calls: int = 1,
     ) -> Iterator[Any]:
         """A network at work on a device.
 
@@ -169,6 +170,8 @@ class Sessions:
             One of ``DEVICES``; "auto" takes a GPU where there is one and it should be faster.
         precision : str or None
             One of ``PRECISIONS``, for the GPU; None for that of the network.
+        n_calls : int
+            How many calls the updates will be spread over.
 
         Raises
         ------
@@ -183,7 +186,7 @@ class Sessions:
                 yield session
             return
         if threads is None:
-            threads = choose_threads(topology, rows, n_updates)
+            threads = choose_threads(topology, rows, n_updates, n_calls)
         key = batch_rows, rows, threads
         session = self._kept.pop(key, None)
         if session is None:

@@ -447,7 +447,9 @@ class MLP:
         if averaging is not None:
             decay = math.inf if averaging.decay is None else averaging.decay
             update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
-        with self._session(batch_rows, update_rows, n_updates, threads, device, precision) as session:
+        n_calls = 1 if held_out is None and not watchers else -(-n_updates // epoch_updates)
+        where = threads, device, precision
+        with self._session(batch_rows, update_rows, n_updates, *where, n_calls=n_calls) as session:
             session.start(
                 data,
                 update,
@@ -485,7 +487,7 @@ class MLP:
     ) -> History:
         """Train by a method that looks at all samples at once."""
         n_samples = len(data.X)
-        with self._session(n_samples, None, epochs, *where) as session:
+        with self._session(n_samples, None, epochs, *where, n_calls=epochs) as session:
 
             def loss_and_gradients(theta: np.ndarray) -> tuple[float, np.ndarray]:
                 session.load(theta.astype(self.dtype))

@@ -358,7 +358,8 @@ class _Trained:
         estimator: Any = self
         net = self._penalized()
         data = net._data(_dense(X), self._targets(y), sample_weight)
-        with net._session(len(data.X), None, estimator.max_iter, estimator.threads, estimator.device) as session:
+        n = estimator.max_iter  # and as many calls
+        with net._session(len(data.X), None, n, estimator.threads, estimator.device, n_calls=n) as session:
             super()._fit_lbfgs((net, session, data), y, sample_weight, *rest)  # type: ignore[misc]
 
     def _loss_grad_lbfgs(self, packed, work, y, sample_weight, *unused) -> tuple[float, np.ndarray]:

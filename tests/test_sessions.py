@@ -14,6 +14,7 @@ from cases import make_case
 
 import fastbp
 from fastbp.backend import KEPT_SESSIONS, Sessions
+from fastbp.kernels.cpu import session as cpu_session
 from fastbp.kernels.cpu.session import LIGHT_BYTES
 
 #: Options whose state a session could carry from one call into the next.
@@ -128,3 +129,19 @@ def test_copies_have_sessions_of_their_own(rng, again):
     other.theta[:] = 0
     other.predict(case.X)
     assert np.array_equal(case.net.predict(case.X), expected)
+
+
+@pytest.mark.parametrize(
+    ("sizes", "rows", "updates", "calls", "threads"),
+    [
+        ((4, 16, 3), 16, 10**6, 1, 1),
+        ((30, 100, 1), 200, 600, 1, 2),
+        ((30, 100, 1), 200, 600, 200, 1),
+        ((64, 100, 10), 200, 1600, 200, 2),
+        ((17, 256, 256, 6), 256, 1, 1, 1),
+        ((784, 512, 512, 10), 128, 1, 1, 2),
+    ],
+)
+def test_threads_are_for_calls_that_are_worth_waking_them(monkeypatch, sizes, rows, updates, calls, threads):
+    monkeypatch.setattr(cpu_session, "N_CORES", 2)
+    assert cpu_session.choose_threads(fastbp.MLP(sizes)._topology, rows, updates, calls) == threads

@@ -119,7 +119,9 @@ def test_lbfgs(task):
 
 def test_lbfgs_takes_threads_and_a_device(monkeypatch):
     opened, open_session = [], fastbp.MLP._session
-    monkeypatch.setattr(fastbp.MLP, "_session", lambda *args: opened.append(args[4:]) or open_session(*args[:4], 2))
+    monkeypatch.setattr(
+        fastbp.MLP, "_session", lambda *args, **settings: opened.append(args[4:]) or open_session(*args[:4], 2)
+    )
     X, y = make_data("classes")
     ours.MLPClassifier(solver="lbfgs", threads=2, device="cuda", max_iter=5).fit(X, y)
     assert opened == [(2, "cuda")]

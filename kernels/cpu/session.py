@@ -37,8 +37,10 @@ GRADIENT_SHARE = 4
 FLOPS_PER_THREAD = 700_000
 #: ... where updating a parameter takes as long as this many of them, ...
 UPDATE_FLOPS = 50
-#: ... and if there are as many in all: waking a team, and being woken by it, takes a good part of their time.
-TEAM_FLOPS = 150_000_000
+#: ... and if there are as many in all, of which a team takes about half the time to be got hold of, ...
+TEAM_FLOPS = 100_000_000
+#: ... and for each call as many more: so much for waking it, and being woken by it.
+CALL_FLOPS = 50_000_000
 #: A session with less memory for parameters, activations and deltas may outlast the call that it was opened for.
 LIGHT_BYTES = 2 << 20
 #: Samples are not the lanes of wider networks than this, whose weights leave L1; ...
@@ -94,10 +96,12 @@ def narrow_gradient(n_in: int, n_out: int, lines: int, width: int) -> tuple[floa
     return min((cost(units), units) for units in (0, n_out // width * width, n_out))
 
 
-def choose_threads(topology: Topology, update_rows: int, n_updates: int) -> int:
-    """How many threads so many updates are worth."""
+def choose_threads(topology: Topology, update_rows: int, n_updates: int, n_calls: int = 1) -> int:
+    """How many threads so many updates are worth, which are spread over so many calls."""
     flops = topology.flops(update_rows) + UPDATE_FLOPS * topology.n_parameters
-    return max(1, min(N_CORES, flops // FLOPS_PER_THREAD)) if n_updates * flops >= TEAM_FLOPS else 1
+    if n_updates * flops < TEAM_FLOPS + n_calls * CALL_FLOPS:
+        return 1
+    return max(1, min(N_CORES, flops // FLOPS_PER_THREAD))
 
 
 class Session:
