@@ -118,31 +118,28 @@ def show(function):
 #: Shows the register tiles; nothing is run.
 TILES = """
 from numba import njit, types
-from fastbp.kernels.cpu.delta import product_times_derivative
-from fastbp.kernels.cpu.forward import product_plus_bias
 from fastbp.kernels.cpu import narrow
-from fastbp.kernels.cpu.gemm import column_tile, sample_tile
+from fastbp.kernels.cpu.gemm import column_tile, product, sample_tile
 
 @njit(_nrt=False)
-def gradient_tile(code, a, b, c, depth, run):
-    column_tile(code, a, b, c, depth, run)
+def gradient_tile(code, a, b, s, c, depth, run):
+    column_tile(code, a, b, s, c, depth, run)
 
 @njit(_nrt=False)
 def narrow_gradient_tile(code, a, b, c, depth, run):
-    sample_tile(code, a, b, c, depth, run)
+    sample_tile(code, a, b, (), c, depth, run)
 
 for element in (types.float32, types.float64):
     place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
-    for product in (product_plus_bias, product_times_derivative):
-        product.compile((place, place, place, types.int64, types.int64, types.int64))
-        show(product)
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
+    product.compile((place, place, panels, panels, panels, types.int64, types.int64, types.int64))
+    show(product)
     strided = types.Tuple((types.Array(element, 1, "C"), *[types.int64] * 4))
-    gradient_tile.compile((types.int64, strided, panels, strided, types.int64, types.int64))
+    gradient_tile.compile((types.int64, strided, panels, strided, strided, types.int64, types.int64))
     show(gradient_tile)
-    for product in (narrow.product_plus_bias, narrow.product_times_derivative):
-        product.compile((panels, place, place, types.int64, types.int64, types.int64))
-        show(product)
+    for narrow_product in (narrow.product_plus_bias, narrow.product_times_derivative):
+        narrow_product.compile((panels, place, place, types.int64, types.int64, types.int64))
+        show(narrow_product)
     narrow_gradient_tile.compile((types.int64, panels, panels, panels, types.int64, types.int64))
     show(narrow_gradient_tile)
 """

@@ -9,11 +9,12 @@ from ..elementary import exp, log
 from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
 from .forward import sample, take_columns, transpose_square
-from .gemm import make_product
+from .gemm import product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .simd import (
+    VECTORS,
     add_line,
     address_of,
     array_at,
@@ -27,8 +28,6 @@ from .simd import (
     take_lanes,
     view,
 )
-
-product_times_derivative = make_product(start="zero", finish="multiply")
 
 
 def log_softmax(z, powers, lines, size, number):
@@ -209,14 +208,17 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]
-        if layer[KIND] == DENSE:
-            product_times_derivative(
+        panels, panel_weights = n_panels(layer[N_IN], width), n_panels(layer[N_OUT], width) * width * width
+        for panel in range(0, panels if layer[KIND] == DENSE else 0, VECTORS.panels):
+            product(
                 (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
-                (parameters.WT, layer[WT], n_panels(layer[N_OUT], width) * width * width),
-                (work.delta, start + layer[NODE_IN] * work.block_rows, panel_size),
+                (parameters.WT, layer[WT] + panel * panel_weights, panel_weights),
+                (work.zeros, 0, 0, 0),
+                (work.lines[thread][0], 0, panel_size, 0),
+                (work.delta, start + layer[NODE_IN] * work.block_rows + panel * panel_size, panel_size, 1),
                 layer[N_OUT],
                 n_rows,
-                n_panels(layer[N_IN], width),
+                min(VECTORS.panels, panels - panel),
             )
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
             place = start, block * work.block_rows

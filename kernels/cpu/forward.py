@@ -7,7 +7,7 @@ from numba import int64
 from ..activations import ACTIVATIONS, Activation
 from ..problem import DENSE
 from ..random import fold, uniform
-from .gemm import make_product
+from .gemm import product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
@@ -31,8 +31,6 @@ from .simd import (
 AHEAD = 16
 #: Features of up to so many numbers in all are close enough without prefetching.
 NEAR_SIZE = 1 << 16
-
-product_plus_bias = make_product(start="bias", finish="store")
 
 
 def _compile_activation(row, variant=""):
@@ -213,10 +211,14 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
         for first_panel in range(0, panels, step):
             last_panel = min(first_panel + step, panels)
             if is_dense:
-                product_plus_bias(
+                weights = layer[W] + first_panel * panel_weights
+                z = work.a, start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size, panel_size, 0
+                product(
                     (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
-                    (parameters.W, layer[W] + first_panel * panel_weights, panel_weights),
-                    (work.a, start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size, panel_size),
+                    (parameters.W, weights, panel_weights),
+                    (parameters.W, weights + layer[N_IN] * width, 0, panel_weights),
+                    z,
+                    z,
                     layer[N_IN],
                     n_rows,
                     last_panel - first_panel,

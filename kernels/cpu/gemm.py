@@ -1,13 +1,13 @@
 """Products made of register tiles: of panels, and of lines of samples with single numbers."""
 
-from itertools import product
+import itertools
 
-from .jit import routine
-from .simd import VECTORS, Shape, line_size, make_tile, tile_code
+from .jit import embedded, inlined, routine
+from .simd import LINE_BYTES, VECTORS, Shape, line_size, make_tile, tile_code
 
 
 def _shapes(heights, panels, ones=(False,)):
-    return [Shape(*shape) for shape in product(heights, panels, ones)]
+    return [Shape(*shape) for shape in itertools.product(heights, panels, ones)]
 
 
 def _halves(largest):
@@ -22,60 +22,95 @@ COLUMN_HEIGHTS = (VECTORS.columns, VECTORS.columns // 2)
 #: Sizes of the tiles of a gradient with samples in the lanes.
 BLOCK_ROWS, BLOCK_PANELS = ((size, size // 2) for size in VECTORS.block)
 
-#: Panels of so many lines or more may come from beyond L2: they are fetched while those before them are multiplied.
-FAR_DEPTH = 512
+#: L1 keeps so much of the panels of a tile while rows go by, ...
+NEAR_BYTES = 1 << 14
+#: ... which is so many terms of their sums: longer ones are interrupted, and go on when all rows have come so far.
+NEAR_TERMS = NEAR_BYTES // (LINE_BYTES * VECTORS.panels)
+#: Panels of so many lines or more may come from beyond L2, or from another core's: they are fetched while those before
+#: them are multiplied.
+FAR_DEPTH = 128
+
+row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", "either")
 
 
-def make_product(start, finish):
-    """Make ``multiply(a, b, c, depth, n_rows, n_panels)``: C = A B for a block of rows.
+@routine
+def _multiply_rows(a, b, s, c, depth, n_rows, panels):
+    """`product` of so many terms that L1 keeps B.
 
-    ``a = (array, start, panel stride)`` and ``c`` alike are row blocks in panels; ``b = (array, start, panel stride)``
-    is weights in panels with ``depth`` lines each; the ones that lie behind them are what is wanted next. ``start`` and
-    ``finish`` are those of ``make_tile``.
+    ``b`` goes on with how far it is to what is wanted next, as much as B, or 0 for nothing.
+    """
+    a_array, a_start, a_panel = a
+    b_array, b_start, b_panel, ahead = b
+    s_array, s_start, s_row, s_panel = s
+    c_array, c_start, c_panel, scaled = c
+    width = line_size(a_array)
+    tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
+    # So much with each term that all of what comes next is there when the last row has been multiplied.
+    fetch = min(width, (VECTORS.panels * width * tallest + n_rows - 1) // n_rows) if ahead else 0
+    row = 0
+    while row < n_rows:
+        left = (n_rows - row + lowest - 1) // lowest * lowest
+        height = min(left, tallest if left != tallest + lowest else 2 * lowest)
+        rows = (a_array, a_start + row * width, a_panel)
+        weights = (b_array, b_start, width * width, b_panel, ahead, fetch)
+        begin = (s_array, s_start + row * s_row, s_row, s_panel)
+        out = (c_array, c_start + row * width, c_panel, scaled)
+        row_tile(tile_code(height, panels, False), rows, weights, begin, out, depth, width)
+        row += height
+        ahead += fetch * depth
+
+
+@embedded
+def product(a, b, s, part, c, depth, n_rows, panels):
+    """C = S + A B for a block of rows and the panels of one tile, or fewer.
+
+    ``a = (array, start, panel stride)`` is a block of rows in panels; ``b = (array, start, panel stride)`` is weights
+    in panels with ``depth`` lines each, behind which there are those that are wanted next; ``s = (array, start, row,
+    panel)`` says how far it is to S's next row and panel. ``part`` and ``c``, which are ``(array, start, panel stride,
+    scaled)``, lie like A: the one holds sums that are to go on, the other is written, or multiplied if ``scaled``.
     Rows up to the next multiple of the lowest tile are computed too: their memory must exist.
     """
-    tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", start, finish)
-    tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
-    widest = VECTORS.panels
-
-    def multiply(a, b, c, depth, n_rows, n_panels):
-        a_array, a_start, a_panel = a
-        b_array, b_start, b_panel = b
-        c_array, c_start, c_panel = c
-        width = line_size(a_array)
-        behind, fetch = 0, 0
-        if depth >= FAR_DEPTH:  # as much by row that all of it has come with the last one
-            behind, fetch = widest * b_panel, min(width, (widest * width * tallest + n_rows - 1) // n_rows)
-        for panel in range(0, n_panels, widest):
-            panels = min(widest, n_panels - panel)
-            first, ahead, row = b_start + panel * b_panel, behind, 0
-            while row < n_rows:
-                left = (n_rows - row + lowest - 1) // lowest * lowest
-                height = min(tallest, left)
-                rows = (a_array, a_start + row * width, a_panel)
-                weights = (b_array, first, width * width, b_panel, ahead, fetch)
-                out = (c_array, c_start + panel * c_panel + row * width, c_panel)
-                tile(tile_code(height, panels, False), rows, weights, out, depth, width)
-                row += height
-                ahead += fetch * depth
-
-    return routine(multiply, f"{start}, {finish}")
+    a_array, a_start, a_panel = a
+    b_array, b_start, b_panel = b
+    part_array, part_start, part_panel, _ = part
+    width = line_size(a_array)
+    pieces = (depth + NEAR_TERMS - 1) // NEAR_TERMS
+    step = ((depth + pieces - 1) // pieces + width - 1) // width * width
+    begin = s
+    for k in range(0, depth, step):
+        terms = min(step, depth - k)
+        rows = a_array, a_start + k // width * a_panel, a_panel
+        ahead = VECTORS.panels * b_panel + (VECTORS.panels - 1) * k * width if depth >= FAR_DEPTH else 0
+        weights = b_array, b_start + k * width, b_panel, ahead
+        _multiply_rows(rows, weights, begin, part if k + terms < depth else c, terms, n_rows, panels)
+        begin = part_array, part_start, width, part_panel
 
 
-#: a^T delta, and with a row of ones the sum of delta.
-column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", "zero", "store")
+#: S + a^T delta, and with a row of ones S + the sum of delta.
+column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", "store")
 
 
-def make_unit_product(start, finish):
-    """Make ``multiply(a, b, c, depth, n_rows, n_lines)``: C = A B with samples in the lanes of B and C.
+@inlined
+def _zero(array, place, row):
+    return ()
+
+
+@inlined
+def _bias(array, place, row):
+    return array, place, row
+
+
+def make_unit_product(begin, finish):
+    """Make ``multiply(a, b, c, depth, n_rows, n_lines)``: C = S + A B with samples in the lanes of B and C.
 
     ``a = (array, start, row, term)`` says how far it is to A's next row and term, ``b = (array, start, stride)`` and
-    ``c = (array, start, stride)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. ``start`` and
-    ``finish`` are those of ``make_tile``.
+    ``c = (array, start, stride)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. S is zero, or with
+    ``begin`` "bias" the number that follows each row of A. ``finish`` is that of ``make_tile``.
     """
+    start = {"zero": _zero, "bias": _bias}[begin]
     tallest, widest, single = VECTORS.units, VECTORS.lines, VECTORS.single
     shapes = {*_shapes(_halves(tallest), _halves(widest)), *_shapes(_halves(single), [1])}
-    tile = make_tile(sorted(shapes), "unit", start, finish)
+    tile = make_tile(sorted(shapes), "unit", finish)
 
     def multiply(a, b, c, depth, n_rows, n_lines):
         a_array, a_start, a_row, a_term = a
@@ -93,13 +128,14 @@ def make_unit_product(start, finish):
                     height //= 2
                 factors = (a_array, a_start + row * a_row, a_row, a_term)
                 samples = (b_array, b_start + line * width, b_stride)
+                bias = start(a_array, a_start + row * a_row + depth * a_term, a_row)
                 out = (c_array, c_start + row * c_stride + line * width, c_stride)
-                tile(tile_code(height, lines, False), factors, samples, out, depth, depth)
+                tile(tile_code(height, lines, False), factors, samples, bias, out, depth, depth)
                 row += height
             line += lines
 
-    return routine(multiply, f"{start}, {finish}")
+    return routine(multiply, f"{begin}, {finish}")
 
 
 #: a delta^T of lines of samples, and with a row of ones the sum of delta.
-sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", "zero", "sum")
+sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", "sum")

@@ -11,7 +11,7 @@ from numba.types import UniTuple, float64, int64
 
 from ..optimizers import N_SCALARS, OPTIMIZERS, Optimizer
 from ..problem import DENSE
-from .gemm import COLUMN_HEIGHTS, column_tile
+from .gemm import COLUMN_HEIGHTS, NEAR_TERMS, column_tile
 from .jit import Hook, embedded, inlined, new_variant, routine, select
 from .layers import call_gains, fill
 from .layout import (
@@ -54,8 +54,13 @@ UPDATE = -1
 #: vectors of float32 are multiplied by reciprocals that one step of Newton's makes exact to a bit or two, and
 #: multiply-adds are fused.
 QUICK = {"arcp", "contract", "ninf"}
-#: Parameters and slots of up to this size are close enough without prefetching.
+#: Parameters and slots of up to this size are close enough without prefetching; of larger ones W and WT are fetched,
+#: which other threads read and must give up, ...
 NEAR_BYTES = 1 << 18
+#: ... and slots too if all come from memory: from nearer by, the processor itself fetches them as well.
+FAR_BYTES = 1 << 25
+#: What a strip takes with W alone, and if WT has to be written too: shares of threads are as large by these.
+ALONE, TRANSPOSED = 7, 8
 TALL, LOW = COLUMN_HEIGHTS
 WIDE = VECTORS.panels
 
@@ -193,11 +198,12 @@ def step_scalars(optimizer, work, thread, learning_rate, step):
 
 
 @inlined
-def sum_tile(layer, work, base, n_rows, group, first, count, ones, strip, line):
-    """Sum rows ``first`` to ``first + count`` of grad_W over a chunk of rows, for one group of panels.
+def sum_tile(layer, work, base, n_rows, group, first, count, ones, goes_on, strip, line):
+    """Sum rows ``first`` to ``first + count`` of grad_W over ``n_rows`` samples from ``base`` on, for one group of
+    panels.
 
     They come to lie in ``strip`` from ``line`` on, with ``STRIP_LINES`` lines to a panel; with ``ones`` grad_b follows.
-    The chunk's blocks start at ``base``.
+    They are added to what is there if the sum ``goes_on``. The samples are those of whole blocks, or all of one.
     """
     block_rows = work.block_rows
     width = line_size(work.a)
@@ -206,43 +212,68 @@ def sum_tile(layer, work, base, n_rows, group, first, count, ones, strip, line):
     row = base + layer[NODE_IN] * block_rows + first // width * panel_size + first % width
     panels = min(WIDE, layer[PANELS] - group * WIDE)
     height = TALL if count > LOW else LOW
+    sums = strip, line * width, width, STRIP_LINES * width, count * width
     column_tile(
         tile_code(height, panels, ones),
         (work.a, row, 1, width, work.block_size),
         (work.delta, column, work.block_size, panel_size),
-        (strip, line * width, width, STRIP_LINES * width, count * width),
+        sums if goes_on else (work.zeros, 0, 0, 0, 0),
+        sums,
         n_rows,
         block_rows,
     )
 
 
 @inlined
-def prefetch_parameters(parameters, start, count):
-    """Fetch lines of W and of the slots while their gradient is being summed."""
+def size_in_memory(parameters):
+    """Bytes of W and of the slots."""
+    return parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize
+
+
+@inlined
+def prefetch_parameters(parameters, layer, panel, first, count):
+    """Fetch what an update of rows ``first`` to ``first + count`` of one panel writes, while its gradient is summed.
+
+    Rows are within one panel of WT.
+    """
     width = line_size(parameters.W)
-    for line in range(start, start + count * width, width):
-        prefetch_to_write(((parameters.W, line),))
-        for k in range(len(parameters.slots)):
-            prefetch_to_write(((parameters.slots[k], line),))
+    is_far = size_in_memory(parameters) > FAR_BYTES
+    start = layer[W] + (panel * (layer[N_IN] + 1) + first) * width
+    square = layer[WT] + (first // width * layer[PANELS] + panel) * width * width + first % width * width
+    for line in range(0, count * width, width):
+        prefetch_to_write(((parameters.W, start + line),))
+        if layer[WT] >= 0:
+            prefetch_to_write(((parameters.WT, square + line),))
+        if is_far:
+            for k in range(len(parameters.slots)):
+                prefetch_to_write(((parameters.slots[k], start + line),))
 
 
 @inlined
 def sum_panels(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
     """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, for one group of panels into a strip."""
-    width, n_in = line_size(work.a), layer[N_IN]
-    first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, layer[PANELS])
+    width, first_panel = line_size(work.a), group * WIDE
+    last_panel = min(first_panel + WIDE, layer[PANELS])
     if layer[KIND] != DENSE:
         for panel in range(first_panel, last_panel):
             line = (panel - first_panel) * STRIP_LINES * width
             call_gains(network.at.gains, (layer, work, base, work.block_size, n_rows, panel, strip, line))
-    for row in range(first, last if layer[KIND] == DENSE else first, TALL):
-        count = min(TALL, last - row)
-        ones = with_bias & (row + count == last)
-        if fetch:
-            for panel in range(first_panel, last_panel):
-                start = layer[W] + (panel * (n_in + 1) + row) * width
-                prefetch_parameters(parameters, start, count + ones)
-        sum_tile(layer, work, base, n_rows, group, row, count, ones, strip, row - first)
+        return
+    block_rows, place, done = work.block_rows, base, 0
+    in_blocks = n_rows if n_rows <= NEAR_TERMS else NEAR_TERMS // block_rows * block_rows
+    while True:
+        rows = min(in_blocks or min(NEAR_TERMS, block_rows - done % block_rows), n_rows - done)
+        for row in range(first, last, TALL):
+            count = min(TALL, last - row)
+            ones = with_bias & (row + count == last)
+            if fetch and done == 0:
+                for panel in range(first_panel, last_panel):
+                    prefetch_parameters(parameters, layer, panel, row, count)
+            sum_tile(layer, work, place, rows, group, row, count, ones, done > 0, strip, row - first)
+        done += rows
+        if done == n_rows:
+            break
+        place = base + done // block_rows * work.block_size + done % block_rows * width
 
 
 def make_gradient(sum_strip, variant=""):
@@ -256,10 +287,10 @@ def make_gradient(sum_strip, variant=""):
         """
         width = line_size(work.a)
         base = block * work.block_size
-        is_far = parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize > NEAR_BYTES
+        fetch = into == UPDATE and size_in_memory(parameters) > NEAR_BYTES
         total = 0
         for layer in network.layers:
-            total += n_groups(layer) * layer[STRIPS]
+            total += cost(layer)
         begin, end = total * part // n_parts, total * (part + 1) // n_parts
         strip = work.strip[thread]
         before = 0
@@ -267,13 +298,12 @@ def make_gradient(sum_strip, variant=""):
             layer = network.layers[depth]
             n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
             n_strips = n_groups(layer) * down
-            for number in range(max(begin, 0), min(end, n_strips)):
+            for number in range(n_before(begin, layer), n_before(end, layer)):
                 group, first = number // down, number % down * layer[STRIP]
                 last = min(first + layer[STRIP], n_in)
                 with_bias = layer[BIAS] & (last == n_in)
                 first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
                 penalty = 0.0
-                fetch = into == UPDATE and is_far
                 sum_strip(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip)
                 for panel in range(first_panel, last_panel):
                     start = layer[W] + (panel * (n_in + 1) + first) * lanes
@@ -290,7 +320,7 @@ def make_gradient(sum_strip, variant=""):
                     else:
                         keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
                 work.penalty[before + number] = penalty
-            begin, end, before = begin - n_strips, end - n_strips, before + n_strips
+            begin, end, before = begin - cost(layer), end - cost(layer), before + n_strips
 
     return embedded(gradient, variant)
 
@@ -302,6 +332,19 @@ gradient = make_gradient(sum_panels)
 def n_groups(layer):
     """Groups of ``WIDE`` panels of a layer's outputs."""
     return (layer[PANELS] + WIDE - 1) // WIDE
+
+
+@inlined
+def cost(layer):
+    """What the gradient and the update of a layer take, by number of parameters."""
+    return layer[N_IN] * layer[PANELS] * layer[LANES] * (TRANSPOSED if layer[WT] >= 0 else ALONE)
+
+
+@inlined
+def n_before(place, layer):
+    """How many of a layer's strips begin before ``place``, counted in its cost."""
+    n_strips = n_groups(layer) * layer[STRIPS]
+    return max(0, min(n_strips, -(-place * n_strips // max(1, cost(layer)))))
 
 
 def penalize(W, grad, total, size, l1, l2):

@@ -201,6 +201,8 @@ class Workspace(NamedTuple):
         Each thread's sums over the batch.
     wrong : int64 (n_threads,)
         Parameters that each thread found to be not finite.
+    zeros : 1-D
+        A line of them, for sums to start from.
     sync : int64
         The team's barrier.
     block_rows, chunk_rows : int
@@ -222,6 +224,7 @@ class Workspace(NamedTuple):
     moments: np.ndarray
     totals: np.ndarray
     wrong: np.ndarray
+    zeros: np.ndarray
     sync: np.ndarray
     block_rows: int
     chunk_rows: int

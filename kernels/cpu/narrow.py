@@ -17,8 +17,8 @@ from .layout import ACTIVATE_AT, ACTIVATION, IN_PANELS, N_IN, N_OUT, NODE_IN, NO
 from .simd import address_of, copy_line, line_size, tile_code, view
 from .team import barrier
 
-product_plus_bias = make_unit_product(start="bias", finish="store")
-product_times_derivative = make_unit_product(start="zero", finish="multiply")
+product_plus_bias = make_unit_product("bias", "store")
+product_times_derivative = make_unit_product("zero", "multiply")
 
 
 @inlined
@@ -97,6 +97,7 @@ def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
                 tile_code(height, across, ones),
                 (work.a, base + (layer[NODE_IN] + row) * block_rows, block_rows, work.block_size),
                 (work.delta, base + (layer[NODE_OUT] + column) * block_rows, block_rows, work.block_size),
+                (),
                 (strip, (row - first) * n_out + column, n_out, (last - row) * n_out),
                 n_samples,
                 block_rows,
@@ -117,6 +118,7 @@ def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
                 tile_code(height, panels, ones),
                 (work.a, base + (layer[NODE_IN] + row) * block_rows, block_rows, 1, work.block_size),
                 (work.delta, base + (layer[NODE_PANELS] + column) * block_rows, work.block_size, block_rows * width),
+                (),
                 (strip, (row - first) * n_out + column, n_out, width, (last - row) * n_out),
                 n_rows,
                 block_rows,

@@ -185,15 +185,16 @@ class Session:
         if narrow:
             block_rows = min(VECTORS.lines * width, round_up(share, width))
         else:
-            in_cache = BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize)
-            block_rows = min(round_up(max(in_cache, 1), VECTORS.rows), round_up(share, layout.ROW_STEP))
+            in_cache = max(1, BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize))
+            # As many blocks for each thread, with as many rows.
+            block_rows = round_up(-(-share // -(-share // in_cache)), layout.ROW_STEP)
         n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
         n_blocks = max(n_blocks, self.n_threads)
         rows, columns_size = n_blocks * block_rows, round_up(max(layers[0].n_in, layers[-1].n_out), width) * width
         n_bytes = (2 * rows * sizes.lanes + sizes.W + sizes.WT) * dtype.itemsize
         self.is_light = threads == 1 and n_bytes <= LIGHT_BYTES
         self._team = Team(1) if self.is_light else _idle_team(threads)
-        a, delta, strip, lines, columns, square, moments, W, WT = self._team.workspace.zeros(
+        a, delta, strip, lines, columns, square, moments, zeros, W, WT = self._team.workspace.zeros(
             dtype,
             (rows * sizes.lanes,),
             (rows * sizes.lanes,),
@@ -202,6 +203,7 @@ class Session:
             (self.n_threads, 3, columns_size),
             (self.n_threads, width**2),
             (4, sizes.units),
+            (width,),
             (sizes.W,),
             (sizes.WT,),
         )
@@ -220,6 +222,7 @@ class Session:
             moments=moments,
             totals=np.zeros((self.n_threads, 2, width)),
             wrong=np.zeros(self.n_threads, np.int64),
+            zeros=zeros,
             sync=self._team.sync,
             block_rows=block_rows,
             chunk_rows=chunk_rows,

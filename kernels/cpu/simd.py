@@ -110,7 +110,7 @@ class _Walk(NamedTuple):
     with each term.
     """
 
-    first: ir.Value
+    first: ir.Value | None
     size: int = 0
     row: int | ir.Value = 0
     panel: int | ir.Value = 0
@@ -121,11 +121,11 @@ class _Walk(NamedTuple):
     fetch: int | ir.Value = 0
 
 
-def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Callable:
-    """Make an intrinsic C = A B for one tile in registers, of any of the given shapes.
+def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
+    """Make an intrinsic C = S + A B for one tile in registers, of any of the given shapes.
 
     An element's terms are summed in an order that depends neither on the tile it lies in nor on the thread, one
-    multiply-add per term.
+    multiply-add per term; nor does it matter whether a sum is interrupted and goes on from where it stood.
 
     Parameters
     ----------
@@ -133,61 +133,66 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
         Where the sum runs. With units in the lanes, "row" runs inside a line of A, the tile's rows being successive
         lines (z = a W, delta W^T), "column" the other way round (a^T delta). With samples in the lanes, "unit" sums
         what lines of B hold, times single numbers (z = W^T a, W delta), and "sample" products of lines (a delta^T).
-    start : {"zero", "bias"}
-        The accumulators' first value; "bias" takes what follows the last k: along units of A, else the line of B.
-    finish : {"store", "multiply", "sum"}
-        Write the sum, or what C held times the sum, or the sum over the lanes.
+    finish : {"store", "multiply", "sum", "either"}
+        Write the sum, or what C held times the sum, or the sum over the lanes, or one of the first two.
 
     Returns
     -------
     intrinsic
-        ``tile(code, a, b, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes. The sum has
-        ``depth >= 1`` terms, in runs of ``run``. A, B and C are tuples that start with an array and the place of the
+        ``tile(code, a, b, s, c, depth, run)``. ``code`` is the `tile_code` of one of the shapes. The sum has
+        ``depth >= 1`` terms, in runs of ``run``. A, B, S and C are tuples that start with an array and the place of the
         tile's first element in it; what follows says how far it is, in elements,
 
-        - along rows, to A's next run, to B's next run and panel, and to C's next panel; a run is contiguous lines of B,
-          as many as a panel is wide; B's tuple goes on with how far it is to what will be wanted next, and how much of
-          that to fetch into L2 with each term;
-        - along columns, to A's next row, term and run, to B's next run and panel, and to C's next row, next panel and
-          to the row for that of ones, which is written last; a run is contiguous lines of B;
-        - along units, to A's next row and term, to B's next term, and to C's next row; there is one run, and panels are
-          contiguous lines of B and C;
+        - along rows, to A's next run, to B's next run and panel, to the next row and panel of S, and to C's next panel;
+          a run is contiguous lines of B, as many as a panel is wide; B's tuple goes on with how far it is to what will
+          be wanted next, and how much of that to fetch into L2 with each term, C's with whether to multiply;
+        - along columns, to A's next row, term and run, to B's next run and panel, and to the next row and panel of S
+          and C and to their row for that of ones, which is written last; a run is contiguous lines of B;
+        - along units, to A's next row and term, to B's next term, and to the next row of S, which is single numbers,
+          and C; there is one run, and panels are contiguous lines of B and C;
         - along samples, to the next row and run of A, to the next panel and run of B, which here are rows too, and to
           C's next row and to the row for that of ones, as above; terms and runs are multiples of a vector, and a row of
           C holds one number per panel.
+
+        An empty S is zero, as it always is along samples.
     """
 
     @intrinsic
-    def tile(typingctx, code, a, b, c, depth, run):
+    def tile(typingctx, code, a, b, s, c, depth, run):
         def codegen(context, builder, signature, args):
             emitter = _Emitter(context, builder, signature.args[1].types[0].dtype)
             width = emitter.width
-            (a_first, *a), (b_first, *b), (c_first, *c) = (
-                emitter.place(value, kind) for value, kind in zip(args[1:4], signature.args[1:4], strict=True)
+            (a_first, *a), (b_first, *b), (s_first, *s), (c_first, *c) = (
+                emitter.place(value, kind) if len(kind) else (None, 0, 0, 0)
+                for value, kind in zip(args[1:5], signature.args[1:5], strict=True)
             )
             if along == "sample":
                 lanes = emitter.lanes
                 walks = (
                     _Walk(a_first, lanes, row=a[0], step=1, run=a[1]),
                     _Walk(b_first, lanes, panel=b[0], step=1, run=b[1]),
+                    _Walk(s_first),
                     _Walk(c_first, 1, row=c[0], panel=1, ones=c[1]),
                 )
             elif along == "unit":
                 walks = (
                     _Walk(a_first, 1, row=a[0], step=a[1]),
                     _Walk(b_first, width, panel=width, step=b[0]),
+                    _Walk(s_first, 1, row=s[0]),
                     _Walk(c_first, width, row=c[0], panel=width),
                 )
             elif along == "column":
                 walks = (
                     _Walk(a_first, 1, row=a[0], step=a[1], run=a[2]),
                     _Walk(b_first, width, panel=b[1], step=width, run=b[0]),
+                    _Walk(s_first, width, row=s[0], panel=s[1], ones=s[2]),
                     _Walk(c_first, width, row=c[0], panel=c[1], ones=c[2]),
                 )
             else:
                 walks = (
                     _Walk(a_first, 1, row=width, step=1, run=a[0]),
                     _Walk(b_first, width, panel=b[1], step=width, run=b[0], ahead=b[2], fetch=b[3]),
+                    _Walk(s_first, width, row=s[0], panel=s[1]),
                     _Walk(c_first, width, row=width, panel=c[0]),
                 )
             done = builder.append_basic_block("done")
@@ -198,16 +203,15 @@ def make_tile(shapes: list[Shape], along: str, start: str, finish: str) -> Calla
                 block = builder.append_basic_block(f"tile_{code}")
                 switch.add_case(code, block)
                 builder.position_at_end(block)
-                initial = emitter.biases(shape, *walks[:2], args[4], along) if start == "bias" else None
-                results = emitter.sums(shape, *walks[:2], args[4], args[5], initial)
-                emitter.finish(shape, walks[2], results, finish)
+                results = emitter.sums(shape, *walks[:3], args[5], args[6])
+                emitter.finish(shape, walks[3], results, c[1] if finish == "either" else finish)
                 builder.branch(done)
             builder.position_at_end(other)
             builder.unreachable()
             builder.position_at_end(done)
             return context.get_dummy_value()
 
-        return types.void(types.int64, a, b, c, types.int64, types.int64), codegen
+        return types.void(types.int64, a, b, s, c, types.int64, types.int64), codegen
 
     return tile
 
@@ -337,21 +341,21 @@ class _Emitter:
             for lane in range(0, walk.size, self.lanes)
         ]
 
-    def biases(self, shape, a, b, depth, along):
-        """What follows the last term of the sums."""
-        if along == "unit":
-            past = self.at(a.first, self.times(depth, a.step))
-            rows = [self.broadcast(self.at(past, self.times(row, a.row))) for row in range(shape.height)]
-            return [row for row in rows for _ in self.line(b.first, shape, b)]
-        past = self.at(b.first, self.times(depth, b.step))
-        return [self.load(pointer) for pointer in self.line(past, shape, b)] * shape.height
+    def rows(self, shape, walk):
+        """Pointers to the rows of a tile."""
+        rows = [self.at(walk.first, self.times(row, walk.row)) for row in range(shape.height)]
+        return [*rows, self.at(walk.first, walk.ones)] if shape.ones else rows
 
-    def sums(self, shape, a, b, depth, run, initial):
+    def sums(self, shape, a, b, start, depth, run):
         """Two nested loops, over runs of k and over the terms of a run, with the accumulators as phis."""
         builder, index, vector = self.builder, self.index, self.vector
-        if initial is None:
-            n_vectors = len(self.line(b.first, shape, b))
+        n_vectors = len(self.line(b.first, shape, b))
+        if start.first is None:
             initial = [ir.Constant(vector, [0.0] * self.lanes)] * ((shape.height + shape.ones) * n_vectors)
+        elif start.size == 1:
+            initial = [value for row in self.rows(shape, start) for value in [self.broadcast(row)] * n_vectors]
+        else:
+            initial = [self.load(place) for row in self.rows(shape, start) for place in self.line(row, shape, start)]
 
         before = builder.block
         runs, terms, after, done = (
@@ -408,9 +412,7 @@ class _Emitter:
 
     def finish(self, shape, c, results, finish):
         """Write a tile, or what was there times the tile, or its sums over the lanes."""
-        rows = [self.at(c.first, self.times(row, c.row)) for row in range(shape.height)]
-        if shape.ones:
-            rows.append(self.at(c.first, c.ones))
+        rows = self.rows(shape, c)
         if finish == "sum":
             block = min(self.lanes, shape.height * shape.panels)
             for number in range(0, len(results), block):
@@ -423,10 +425,18 @@ class _Emitter:
                     self.store(self.shuffle(total, total, lanes), self.at(rows[row], panel))
             return
         targets = [pointer for row in rows for pointer in self.line(row, shape, c)]
+        if isinstance(finish, ir.Value):
+            with self.builder.if_else(self.builder.icmp_signed("!=", finish, self.index(0))) as (scaled, plain):
+                with scaled:
+                    self.write(targets, results, "multiply")
+                with plain:
+                    self.write(targets, results, "store")
+        else:
+            self.write(targets, results, finish)
+
+    def write(self, targets, results, finish):
         for pointer, value in zip(targets, results, strict=True):
-            if finish == "multiply":
-                value = self.builder.fmul(self.load(pointer), value)
-            self.store(value, pointer)
+            self.store(self.builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
 
 
 def _line_intrinsic(emit: Callable, result: bool) -> Callable:
