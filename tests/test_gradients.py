@@ -6,6 +6,7 @@ import reference
 from cases import BATCHES, WIDTHS, distance_to_kink, make_case, relative_error, slopes, specs
 
 from fastbp.kernels.activations import ACTIVATIONS
+from fastbp.kernels.cpu import session
 from fastbp.kernels.losses import LOSSES
 
 TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
@@ -57,6 +58,18 @@ def test_random_network(rng, draw, dtype):
 def test_every_width_with_every_batch(rng, width, n_samples, dtype):
     case = make_case(
         rng, (width, width, width), "binary_cross_entropy", n_samples=n_samples, dtype=dtype, weighted=True
+    )
+    assert_matches_oracle(case)
+
+
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("n_samples", [129, 300])
+@pytest.mark.parametrize("block_bytes", [1 << 13, 1 << 17, 1 << 20])
+def test_sums_are_interrupted_and_go_on(rng, monkeypatch, block_bytes, n_samples, dtype):
+    """Those of more terms than L1 keeps; samples come in many blocks, or in a large one."""
+    monkeypatch.setattr(session, "BLOCK_BYTES", block_bytes)
+    case = make_case(
+        rng, (150, 300, 270, 131), "squared_error", activation=["tanh"] * 2, n_samples=n_samples, dtype=dtype
     )
     assert_matches_oracle(case)
 

@@ -16,6 +16,11 @@ TOLERANCE = {"float64": 1e-12, "float32": 1e-5}
 PRICES = {"panels": "LANES_SUM", "lanes": "TRANSPOSITION"}
 
 
+def whole_panels(n_in, n_out, lines, width):
+    """Those units in panels that fill them; see `session.narrow_gradient`."""
+    return 0.0, n_out // width * width
+
+
 def draw(rng, dtype):
     """A random network that both can train, and how."""
     sizes = [int(n) for n in rng.integers(1, 40, rng.integers(2, 6))]
@@ -65,14 +70,17 @@ def test_lanes_make_no_difference(rng, monkeypatch, number, dtype):
 
 
 @pytest.mark.parametrize("dtype", TOLERANCE)
-@pytest.mark.parametrize("way", PRICES)
+@pytest.mark.parametrize("way", [*PRICES, "both"])
 @pytest.mark.parametrize(
     ("sizes", "n_samples"), [((1, 1), 1), ((3, 5, 2), 17), ((7, 18, 3, 1), 50), ((16, 16), 16), ((5, 4, 33), 77)]
 )
 def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, way, dtype):
     """Tiles go over the ends of rows, of layers and of batches; what they find there must not come out of them."""
     monkeypatch.setattr(session, "PANELS_START", ALWAYS)
-    monkeypatch.setattr(session, PRICES[way], np.inf)
+    if way == "both":
+        monkeypatch.setattr(session, "narrow_gradient", whole_panels)
+    else:
+        monkeypatch.setattr(session, PRICES[way], np.inf)
     case = make_case(rng, sizes, "squared_error", n_samples=n_samples, dtype=dtype)
     expected = case.net.loss_and_gradients(case.X, case.y)
     X, y = (np.ascontiguousarray(array, dtype) for array in (case.X, case.y))
@@ -81,8 +89,9 @@ def test_what_lay_in_memory_does_not_matter(rng, monkeypatch, sizes, n_samples, 
         array.flags.writeable = False
     with session.Session(case.net._topology, case.net.theta, np.zeros((2, 0)), n_samples) as at_work:
         assert at_work.network.narrow
-        layers = at_work.network.layers
-        assert all(layers[:, layout.IN_PANELS] == (layers[:, layout.N_OUT] if way == "panels" else 0))
+        n_out, width = at_work.network.layers[:, layout.N_OUT], layout.panel_width(dtype)
+        in_panels = {"panels": n_out, "lanes": 0 * n_out, "both": n_out // width * width}[way]
+        np.testing.assert_array_equal(at_work.network.layers[:, layout.IN_PANELS], in_panels)
         for scratch in ("a", "delta", "strip", "columns", "square", "lines"):
             getattr(at_work.work, scratch)[:] = np.nan
         loss, grad = at_work.gradients(data)
