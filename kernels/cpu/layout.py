@@ -185,7 +185,7 @@ class Workspace(NamedTuple):
     penalty : float64
         What each strip, or panel, of the weights adds to the loss.
     lines : 3-D (n_threads, 3, ...)
-        Each thread's lines of a panel.
+        Each thread's lines of a panel; in the delta recursion, of a tile's panels, with the sums that are to go on.
     columns : 3-D (n_threads, 3, ...)
         Each thread's outputs and targets of a few rows, transposed, and the exponentials of a softmax.
     square : 2-D (n_threads, panel width squared)

@@ -435,6 +435,7 @@ class _Emitter:
             self.write(targets, results, finish)
 
     def write(self, targets, results, finish):
+        """Write vectors, or what was there times them."""
         for pointer, value in zip(targets, results, strict=True):
             self.store(self.builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
 
