@@ -208,18 +208,19 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]
-        panels, panel_weights = n_panels(layer[N_IN], width), n_panels(layer[N_OUT], width) * width * width
-        for panel in range(0, panels if layer[KIND] == DENSE else 0, VECTORS.panels):
-            product(
-                (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
-                (parameters.WT, layer[WT] + panel * panel_weights, panel_weights),
-                (work.zeros, 0, 0, 0),
-                (work.lines[thread][0], 0, panel_size, 0),
-                (work.delta, start + layer[NODE_IN] * work.block_rows + panel * panel_size, panel_size, 1),
-                layer[N_OUT],
-                n_rows,
-                min(VECTORS.panels, panels - panel),
-            )
+        if layer[KIND] == DENSE:
+            panels, panel_weights = n_panels(layer[N_IN], width), n_panels(layer[N_OUT], width) * width * width
+            for panel in range(0, panels, VECTORS.panels):
+                product(
+                    (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
+                    (parameters.WT, layer[WT] + panel * panel_weights, panel_weights),
+                    (work.zeros, 0, 0, 0),
+                    (work.lines[thread][0], 0, panel_size, 0),
+                    (work.delta, start + layer[NODE_IN] * work.block_rows + panel * panel_size, panel_size, 1),
+                    layer[N_OUT],
+                    n_rows,
+                    min(VECTORS.panels, panels - panel),
+                )
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
             place = start, block * work.block_rows
             call_apart(network.at.delta, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))

@@ -22,10 +22,9 @@ COLUMN_HEIGHTS = (VECTORS.columns, VECTORS.columns // 2)
 #: Sizes of the tiles of a gradient with samples in the lanes.
 BLOCK_ROWS, BLOCK_PANELS = ((size, size // 2) for size in VECTORS.block)
 
-#: L1 keeps so much of the panels of a tile while rows go by, ...
-NEAR_BYTES = 1 << 14
-#: ... which is so many terms of their sums: longer ones are interrupted, and go on when all rows have come so far.
-NEAR_TERMS = NEAR_BYTES // (LINE_BYTES * VECTORS.panels)
+#: L1 keeps 16 KB of the panels of a tile while rows go by, so many terms of their sums: longer ones are interrupted,
+#: and go on when all rows have come so far.
+NEAR_TERMS = (1 << 14) // (LINE_BYTES * VECTORS.panels)
 #: Panels of so many lines or more may come from beyond L2, or from another core's: they are fetched while those before
 #: them are multiplied.
 FAR_DEPTH = 128

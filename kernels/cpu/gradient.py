@@ -260,6 +260,7 @@ def sum_panels(network, parameters, layer, work, base, n_rows, group, first, las
             call_gains(network.at.gains, (layer, work, base, work.block_size, n_rows, panel, strip, line))
         return
     block_rows, place, done = work.block_rows, base, 0
+    # Pieces are whole blocks, or parts of one that is larger.
     in_blocks = n_rows if n_rows <= NEAR_TERMS else NEAR_TERMS // block_rows * block_rows
     while True:
         rows = min(in_blocks or min(NEAR_TERMS, block_rows - done % block_rows), n_rows - done)
