@@ -132,9 +132,9 @@ def narrow_gradient_tile(code, a, b, c, depth, run):
 for element in (types.float32, types.float64):
     place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
-    product.compile((place, place, panels, panels, panels, types.int64, types.int64, types.int64))
-    show(product)
     strided = types.Tuple((types.Array(element, 1, "C"), *[types.int64] * 4))
+    product.compile((place, place, panels, place, strided, types.int64, types.int64, types.int64))
+    show(product)
     gradient_tile.compile((types.int64, strided, panels, strided, strided, types.int64, types.int64))
     show(gradient_tile)
     for narrow_product in (narrow.product_plus_bias, narrow.product_times_derivative):

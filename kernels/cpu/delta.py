@@ -8,12 +8,15 @@ from numba import int64
 from ..elementary import exp, log
 from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
-from .forward import sample, take_columns, transpose_square
+from .forward import is_rectified, sample, take_columns, transpose_square
 from .gemm import product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
 from .simd import (
+    LINE_BYTES,
+    MULTIPLY,
+    PASS,
     VECTORS,
     add_line,
     address_of,
@@ -201,22 +204,25 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
 def delta(network, parameters, work, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
 
-    Precondition: ``work.delta`` holds f'(z) of the layers before.
+    Precondition: ``work.delta`` holds f'(z) of the layers before, but for those that `is_rectified` names.
     """
     width = line_size(work.a)
+    to_a = (address_of(work.a, 0) - address_of(work.delta, 0)) // (LINE_BYTES // width)
     start = block * work.block_size
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]
         if layer[KIND] == DENSE:
             panels, panel_weights = n_panels(layer[N_IN], width), n_panels(layer[N_OUT], width) * width * width
+            finish, guide = (PASS, to_a) if is_rectified(network, depth - 1) else (MULTIPLY, 0)
             for panel in range(0, panels, VECTORS.panels):
+                place = start + layer[NODE_IN] * work.block_rows + panel * panel_size
                 product(
                     (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
                     (parameters.WT, layer[WT] + panel * panel_weights, panel_weights),
                     (work.zeros, 0, 0, 0),
-                    (work.lines[thread][0], 0, panel_size, 0),
-                    (work.delta, start + layer[NODE_IN] * work.block_rows + panel * panel_size, panel_size, 1),
+                    (work.lines[thread][0], 0, panel_size),
+                    (work.delta, place, panel_size, finish, guide),
                     layer[N_OUT],
                     n_rows,
                     min(VECTORS.panels, panels - panel),

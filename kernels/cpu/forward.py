@@ -10,9 +10,11 @@ from ..random import fold, uniform
 from .gemm import product
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
-from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, W, n_panels
+from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, RECTIFIES, W, n_panels
 from .simd import (
     QUAD,
+    RECTIFY,
+    STORE,
     VECTORS,
     address_of,
     array_at,
@@ -185,12 +187,19 @@ def activate_panels(network, work, start, depth, first_panel, last_panel, key, f
         begin += panel_size
 
 
+@inlined
+def is_rectified(network, depth):
+    """Whether the tiles of a layer's outputs rectify them, and those of its delta pass what f'(z) of relu would."""
+    return network.layers[depth, RECTIFIES] and network.dropout[depth] == 0.0
+
+
 @embedded
 def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
 
-    Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``.
-    ``key`` is the update's dropout key, ``position`` the block's first row within the update.
+    Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``,
+    but for layers that `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row
+    within the update.
     """
     width = line_size(work.a)
     start = block * work.block_size
@@ -205,20 +214,20 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             )
     for depth in range(span[0], span[1]):
         layer = network.layers[depth]
-        panels, is_dense = n_panels(layer[N_OUT], width), layer[KIND] == DENSE
+        panels, is_dense, rectifies = n_panels(layer[N_OUT], width), layer[KIND] == DENSE, is_rectified(network, depth)
         panel_weights = (layer[N_IN] + 1) * width
         step = VECTORS.panels if is_dense else panels
         for first_panel in range(0, panels, step):
             last_panel = min(first_panel + step, panels)
             if is_dense:
                 weights = layer[W] + first_panel * panel_weights
-                z = work.a, start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size, panel_size, 0
+                place = start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size
                 product(
                     (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
                     (parameters.W, weights, panel_weights),
                     (parameters.W, weights + layer[N_IN] * width, 0, panel_weights),
-                    z,
-                    z,
+                    (work.a, place, panel_size),
+                    (work.a, place, panel_size, RECTIFY if rectifies else STORE, 0),
                     layer[N_IN],
                     n_rows,
                     last_panel - first_panel,
@@ -226,5 +235,5 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             else:
                 place = start, block * work.block_rows, network.epsilon[depth]
                 call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
-            if layer[ACTIVATE_AT]:  # while z is in L1
+            if layer[ACTIVATE_AT] and not rectifies:  # while z is in L1
                 activate_panels(network, work, start, depth, first_panel, last_panel, key, position, n_rows, training)

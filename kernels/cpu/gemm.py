@@ -3,7 +3,7 @@
 import itertools
 
 from .jit import embedded, inlined, routine
-from .simd import LINE_BYTES, VECTORS, Shape, line_size, make_tile, tile_code
+from .simd import LINE_BYTES, STORE, VECTORS, Shape, line_size, make_tile, tile_code
 
 
 def _shapes(heights, panels, ones=(False,)):
@@ -29,7 +29,7 @@ NEAR_TERMS = (1 << 14) // (LINE_BYTES * VECTORS.panels)
 #: them are multiplied.
 FAR_DEPTH = 128
 
-row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", "either")
+row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", "chosen")
 
 
 @routine
@@ -41,7 +41,7 @@ def _multiply_rows(a, b, s, c, depth, n_rows, panels):
     a_array, a_start, a_panel = a
     b_array, b_start, b_panel, ahead = b
     s_array, s_start, s_row, s_panel = s
-    c_array, c_start, c_panel, scaled = c
+    c_array, c_start, c_panel, finish, guide = c
     width = line_size(a_array)
     tallest, lowest = ROW_HEIGHTS[0], ROW_HEIGHTS[-1]
     # So much with each term that all of what comes next is there when the last row has been multiplied.
@@ -53,7 +53,7 @@ def _multiply_rows(a, b, s, c, depth, n_rows, panels):
         rows = (a_array, a_start + row * width, a_panel)
         weights = (b_array, b_start, width * width, b_panel, ahead, fetch)
         begin = (s_array, s_start + row * s_row, s_row, s_panel)
-        out = (c_array, c_start + row * width, c_panel, scaled)
+        out = (c_array, c_start + row * width, c_panel, finish, guide)
         row_tile(tile_code(height, panels, False), rows, weights, begin, out, depth, width)
         row += height
         ahead += fetch * depth
@@ -65,13 +65,13 @@ def product(a, b, s, part, c, depth, n_rows, panels):
 
     ``a = (array, start, panel stride)`` is a block of rows in panels; ``b = (array, start, panel stride)`` is weights
     in panels with ``depth`` lines each, behind which there are those that are wanted next; ``s = (array, start, row,
-    panel)`` says how far it is to S's next row and panel. ``part`` and ``c``, which are ``(array, start, panel stride,
-    scaled)``, lie like A: the one holds sums that are to go on, the other is written, or multiplied if ``scaled``.
-    Rows up to the next multiple of the lowest tile are computed too: their memory must exist.
+    panel)`` says how far it is to S's next row and panel. ``part = (array, start, panel stride)``, which holds sums
+    that are to go on, and ``c = (array, start, panel stride, finish, guide)`` lie like A; see `make_tile`. Rows up to
+    the next multiple of the lowest tile are computed too: their memory must exist.
     """
     a_array, a_start, a_panel = a
     b_array, b_start, b_panel = b
-    part_array, part_start, part_panel, _ = part
+    part_array, part_start, part_panel = part
     width = line_size(a_array)
     pieces = (depth + NEAR_TERMS - 1) // NEAR_TERMS
     step = ((depth + pieces - 1) // pieces + width - 1) // width * width
@@ -81,7 +81,8 @@ def product(a, b, s, part, c, depth, n_rows, panels):
         rows = a_array, a_start + k // width * a_panel, a_panel
         ahead = VECTORS.panels * b_panel + (VECTORS.panels - 1) * k * width if depth >= FAR_DEPTH else 0
         weights = b_array, b_start + k * width, b_panel, ahead
-        _multiply_rows(rows, weights, begin, part if k + terms < depth else c, terms, n_rows, panels)
+        out = (part_array, part_start, part_panel, STORE, 0) if k + terms < depth else c
+        _multiply_rows(rows, weights, begin, out, terms, n_rows, panels)
         begin = part_array, part_start, width, part_panel
 
 

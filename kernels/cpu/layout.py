@@ -20,11 +20,12 @@ Lanes past a block's samples repeat the last one, with a delta of zero.
 """
 
 import math
-from itertools import accumulate
+from itertools import accumulate, pairwise
 from typing import NamedTuple
 
 import numpy as np
 
+from ..activations import ACTIVATIONS
 from ..problem import BATCH_NORM, DENSE, SUM, Layer
 from .jit import entry, inlined
 from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_lanes, transpose_lines, vector_size
@@ -52,7 +53,8 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     STRIPS,
     NODE_PANELS,
     IN_PANELS,
-) = range(21)
+    RECTIFIES,
+) = range(22)
 
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
@@ -91,13 +93,14 @@ class Network(NamedTuple):
     ----------
     narrow : int
         1 if samples are the lanes, else 0.
-    layers : int64 (n_layers, 21)
+    layers : int64 (n_layers, 22)
         Per layer: its kind, n_in, n_out, whether it has a bias, the lanes that precede its input and its output in a
         block, where W, WT (-1 for none) and theta start, the activation's code and address (both 0 for none), which
         node a sum adds or which sum adds a dense layer's input (-1 for none), where a normalization keeps its
         statistics, the groups of the optimizer that W and b belong to, the columns of W in a panel and the number of
         panels, the rows in a strip of the gradient and the number of strips down a panel, and, where samples are the
-        lanes, the lanes that precede its delta in panels in a block, and how many units are in these.
+        lanes, the lanes that precede its delta in panels in a block, and how many units are in these; last, whether its
+        activation is relu and a dense layer is alone to take it.
     setting, epsilon : float64 (n_layers,)
         The activations' settings, and the normalizations'.
     batch_norms : int64
@@ -290,7 +293,7 @@ def layer_table(
     panels as well, in a narrow network.
     """
     width = panel_width(dtype)
-    table = np.zeros((len(layers), IN_PANELS + 1), np.int64)
+    table = np.zeros((len(layers), RECTIFIES + 1), np.int64)
     table[:, [SKIP, WT]] = -1
     node = end = w = wt = theta = units = norms = dense = panels = strips = strip = 0
     for depth, (row, layer) in enumerate(zip(table, layers, strict=True)):
@@ -323,6 +326,9 @@ def layer_table(
         # A narrow tile may write past the last row and column.
         lines = (NARROW_STRIP + 1 + 3) * layer.n_out + width if narrow else VECTORS.panels * STRIP_LINES * width
         strip = max(strip, round_up(lines, width))
+    for row, following in pairwise(table):
+        alone = row[KIND] == following[KIND] == DENSE and following[SKIP] < 0
+        row[RECTIFIES] = not narrow and alone and row[ACTIVATION] == ACTIVATIONS["relu"].code
     return table, Sizes(w, wt, end, units, norms, panels, strips, strip)
 
 

@@ -89,6 +89,12 @@ def _choose_vectors() -> Vectors:
 VECTORS = _choose_vectors()
 
 
+#: What a tile may do with its sums: write them, or the greater of them and zero, or what guides it times them, or those
+#: for which that is positive, and zeros.
+FINISHES = "store", "rectify", "multiply", "pass"
+STORE, RECTIFY, MULTIPLY, PASS = range(4)
+
+
 class Shape(NamedTuple):
     """Rows and panels of a tile, and whether a row of ones, which are nowhere in memory, follows those of A."""
 
@@ -133,8 +139,8 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
         Where the sum runs. With units in the lanes, "row" runs inside a line of A, the tile's rows being successive
         lines (z = a W, delta W^T), "column" the other way round (a^T delta). With samples in the lanes, "unit" sums
         what lines of B hold, times single numbers (z = W^T a, W delta), and "sample" products of lines (a delta^T).
-    finish : {"store", "multiply", "sum", "either"}
-        Write the sum, or what C held times the sum, or the sum over the lanes, or one of the first two.
+    finish : {"store", "multiply", "sum", "chosen"}
+        Write the sum, or what C held times the sum, or the sum over the lanes, or do what C's tuple says.
 
     Returns
     -------
@@ -145,7 +151,8 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
 
         - along rows, to A's next run, to B's next run and panel, to the next row and panel of S, and to C's next panel;
           a run is contiguous lines of B, as many as a panel is wide; B's tuple goes on with how far it is to what will
-          be wanted next, and how much of that to fetch into L2 with each term, C's with whether to multiply;
+          be wanted next, and how much of that to fetch into L2 with each term, C's with one of ``FINISHES``, and with
+          how far behind C what guides it lies;
         - along columns, to A's next row, term and run, to B's next run and panel, and to the next row and panel of S
           and C and to their row for that of ones, which is written last; a run is contiguous lines of B;
         - along units, to A's next row and term, to B's next term, and to the next row of S, which is single numbers,
@@ -204,7 +211,7 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
                 switch.add_case(code, block)
                 builder.position_at_end(block)
                 results = emitter.sums(shape, *walks[:3], args[5], args[6])
-                emitter.finish(shape, walks[3], results, c[1] if finish == "either" else finish)
+                emitter.finish(shape, walks[3], results, *(c[1:] if finish == "chosen" else [finish]))
                 builder.branch(done)
             builder.position_at_end(other)
             builder.unreachable()
@@ -410,8 +417,8 @@ class _Emitter:
         builder.position_at_end(done)
         return results
 
-    def finish(self, shape, c, results, finish):
-        """Write a tile, or what was there times the tile, or its sums over the lanes."""
+    def finish(self, shape, c, results, finish, guide=0):
+        """Write a tile, or something made of it and what guides it, or its sums over the lanes."""
         rows = self.rows(shape, c)
         if finish == "sum":
             block = min(self.lanes, shape.height * shape.panels)
@@ -425,19 +432,32 @@ class _Emitter:
                     self.store(self.shuffle(total, total, lanes), self.at(rows[row], panel))
             return
         targets = [pointer for row in rows for pointer in self.line(row, shape, c)]
-        if isinstance(finish, ir.Value):
-            with self.builder.if_else(self.builder.icmp_signed("!=", finish, self.index(0))) as (scaled, plain):
-                with scaled:
-                    self.write(targets, results, "multiply")
-                with plain:
-                    self.write(targets, results, "store")
-        else:
-            self.write(targets, results, finish)
+        if isinstance(finish, str):
+            self.write(targets, results, FINISHES.index(finish), guide)
+            return
+        done, other = (self.builder.append_basic_block(name) for name in ("written", "other"))
+        switch = self.builder.switch(finish, other)
+        for code, name in enumerate(FINISHES):
+            block = self.builder.append_basic_block(name)
+            switch.add_case(code, block)
+            self.builder.position_at_end(block)
+            self.write(targets, results, code, guide)
+            self.builder.branch(done)
+        self.builder.position_at_end(other)
+        self.builder.unreachable()
+        self.builder.position_at_end(done)
 
-    def write(self, targets, results, finish):
-        """Write vectors, or what was there times them."""
+    def write(self, targets, results, finish, guide):
+        """Write vectors, each made by one of ``FINISHES`` with the guiding one that lies so far behind it."""
+        builder, zero = self.builder, ir.Constant(self.vector, [0.0] * self.lanes)
         for pointer, value in zip(targets, results, strict=True):
-            self.store(self.builder.fmul(self.load(pointer), value) if finish == "multiply" else value, pointer)
+            if finish == RECTIFY:  # NaN stays NaN
+                value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
+            elif finish == MULTIPLY:
+                value = builder.fmul(self.load(self.at(pointer, guide)), value)
+            elif finish == PASS:
+                value = builder.select(builder.fcmp_ordered(">", self.load(self.at(pointer, guide)), zero), value, zero)
+            self.store(value, pointer)
 
 
 def _line_intrinsic(emit: Callable, result: bool) -> Callable:
