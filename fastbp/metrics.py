@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from .kernels.losses import Loss, identity_link
 from .kernels.problem import Choice, Setting
 from .validation import require, row, spec
 
@@ -24,12 +25,19 @@ class Metric(NamedTuple):
         The kinds of targets, as in the table of losses, that it is for.
     rises : bool
         Whether more is better.
+    of_probabilities : bool
+        Whether predictions must be probabilities.
     """
 
     score: Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray | None, float], float]
     targets: tuple[str, ...]
     rises: bool
     setting: Setting | None = None
+    of_probabilities: bool = False
+
+    def fits(self, loss: Loss) -> bool:
+        """Whether it is for networks of a row of the table of losses."""
+        return loss.targets in self.targets and not (self.of_probabilities and loss.link is identity_link)
 
 
 def accuracy(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
@@ -42,6 +50,20 @@ def top_k(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None
     """Share of samples whose class is among the k most probable ones; of equal outputs the first counts first."""
     above = (z > np.take_along_axis(z, t[:, None], axis=1)).sum(axis=1)
     return float(np.average(above < setting, weights=weight))
+
+
+def log_loss(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
+    """Mean of -t log p over samples, and of -t log p - (1 - t) log(1 - p) over samples and outputs.
+
+    As in scikit-learn, p is at least the rounding error of 1, and at most 1 less that.
+    """
+    eps = np.finfo(p.dtype).eps
+    p = np.clip(p, eps, 1 - eps)
+    if t.ndim == 1:
+        losses = -np.log(np.take_along_axis(p, t[:, None], axis=1))
+    else:
+        losses = -(t * np.log(p) + (1 - t) * np.log1p(-p))
+    return float(np.average(losses.mean(axis=1), weights=weight))
 
 
 def mae(t: np.ndarray, z: np.ndarray, p: np.ndarray, weight: np.ndarray | None, setting: float) -> float:
@@ -74,6 +96,7 @@ CLASSES, NUMBERS = ("labels", "binary"), ("real", "counts", "positive")
 METRICS = {
     "accuracy": Metric(accuracy, CLASSES, True),
     "top_k": Metric(top_k, ("labels",), True, Setting("k", 5, at_least=1)),
+    "log_loss": Metric(log_loss, CLASSES, False, of_probabilities=True),
     "auc": Metric(auc, CLASSES, True),
     "mae": Metric(mae, NUMBERS, False),
     "rmse": Metric(rmse, NUMBERS, False),
@@ -81,8 +104,8 @@ METRICS = {
 }
 
 
-def choose(names: Sequence[str], targets: str) -> dict[str, Choice]:
-    """Rows of the table, by the names they are reported under, for targets of a kind.
+def choose(names: Sequence[str], loss: Loss) -> dict[str, Choice]:
+    """Rows of the table, by the names they are reported under, for networks of a row of the table of losses.
 
     Raises
     ------
@@ -92,8 +115,8 @@ def choose(names: Sequence[str], targets: str) -> dict[str, Choice]:
         raise TypeError(f"metrics must be a sequence of names, it is {names!r}")
     chosen = [row("metrics", name, METRICS) for name in names]
     for choice in chosen:
-        if targets not in METRICS[choice.name].targets:
-            fitting = ", ".join(name for name, metric in METRICS.items() if targets in metric.targets)
+        if not METRICS[choice.name].fits(loss):
+            fitting = ", ".join(name for name, metric in METRICS.items() if metric.fits(loss))
             raise ValueError(f"metrics {choice.name!r} is not for this network's loss; {fitting} are")
     return {spec(choice, METRICS): choice for choice in chosen}
 

@@ -413,7 +413,7 @@ class MLP:
                 )
         if on_a_gpu:
             device = "cuda"
-        chosen = choose(metrics, self._loss.targets)
+        chosen = choose(metrics, self._loss)
         if chosen:
             if held_out is None:
                 raise ValueError(f"metrics {list(metrics)} need validation_data, it is None")
@@ -656,8 +656,8 @@ class MLP:
         X, y, sample_weight
             As for `fit`.
         metrics : sequence of str, optional
-            Of accuracy, top_k(k=5) and auc for classes, or mae, rmse and r2 for numbers. None takes accuracy for
-            classes, and none for numbers.
+            Of accuracy, top_k(k=5), log_loss and auc for classes, or mae, rmse and r2 for numbers. None takes accuracy
+            for classes, and none for numbers.
 
         Raises
         ------
@@ -667,7 +667,7 @@ class MLP:
         """
         if metrics is None:
             metrics = ["accuracy"] if self._loss.targets in CLASSES else []
-        chosen = choose(metrics, self._loss.targets)
+        chosen = choose(metrics, self._loss)
         data = self._data(X, y, sample_weight)
         if chosen:
             check_targets(chosen, "y", self._scored(data), self.layer_sizes[-1])

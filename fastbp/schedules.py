@@ -141,6 +141,10 @@ class LogCosine(Schedule):
     def factor(self, time: float, total: float) -> float:
         return (1 - math.cos(2 * math.pi * math.log2(1 + (2**self.cycles - 1) * share(time, total)))) / 2
 
+    def ends(self, total: float) -> list[float]:
+        """When each cosine is back at 0."""
+        return [total * (2**k - 1) / (2**self.cycles - 1) for k in range(1, self.cycles + 1)]
+
 
 @dataclass(frozen=True)
 class CosineRestarts(Schedule):

@@ -13,10 +13,11 @@ peers = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not insta
 def test_metrics_of_classes(rng, weighted):
     case = make_case(rng, (5, 17, 4), "cross_entropy", n_samples=64, weighted=weighted)
     p, w = case.net.predict(case.X), case.weight
-    scores = case.net.evaluate(case.X, case.y, w, metrics=["accuracy", "top_k(k=2)", "auc"])
-    assert list(scores) == ["loss", "accuracy", "top_k(k=2.0)", "auc"]
+    scores = case.net.evaluate(case.X, case.y, w, metrics=["accuracy", "top_k(k=2)", "log_loss", "auc"])
+    assert list(scores) == ["loss", "accuracy", "top_k(k=2.0)", "log_loss", "auc"]
     assert scores["accuracy"] == pytest.approx(peers.accuracy_score(case.y, p.argmax(axis=1), sample_weight=w))
     assert scores["top_k(k=2.0)"] == pytest.approx(peers.top_k_accuracy_score(case.y, p, k=2, sample_weight=w))
+    assert scores["log_loss"] == pytest.approx(peers.log_loss(case.y, p, sample_weight=w))
     assert scores["auc"] == pytest.approx(peers.roc_auc_score(case.y, p, multi_class="ovr", sample_weight=w))
 
 
@@ -25,6 +26,20 @@ def test_auc_of_two_classes(rng, loss, n_out):
     case = make_case(rng, (5, 17, n_out), loss, n_samples=64)
     expected = peers.roc_auc_score(case.y.ravel(), case.net.predict(case.X)[:, -1])
     assert case.net.evaluate(case.X, case.y, metrics=["auc"])["auc"] == pytest.approx(expected)
+
+
+def test_log_loss_of_outputs(rng):
+    case = make_case(rng, (5, 17, 3), "binary_cross_entropy")
+    case.net.biases[-1][:] = 60.0, 0.0, -60.0
+    p = case.net.predict(case.X)
+    expected = np.mean([peers.log_loss(t, q, labels=[0, 1]) for t, q in zip(case.y.T, p.T, strict=True)])
+    assert case.net.evaluate(case.X, case.y, metrics=["log_loss"])["log_loss"] == pytest.approx(expected)
+
+
+def test_log_loss_is_of_probabilities(rng):
+    case = make_case(rng, (5, 17, 3), "hinge")
+    with pytest.raises(ValueError, match="metrics 'log_loss' is not for this network's loss; accuracy, auc are"):
+        case.net.evaluate(case.X, case.y, metrics=["log_loss"])
 
 
 @pytest.mark.parametrize("loss", ["squared_error", "poisson"])
