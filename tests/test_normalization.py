@@ -61,6 +61,12 @@ def test_random_structure(rng, draw, dtype):
 
 
 @pytest.mark.parametrize("structure", STRUCTURES, ids=identify)
+def test_beside_relu(rng, structure):
+    """Which tiles take care of where dense layers alone are around it."""
+    assert_matches_oracle(make_case(rng, (5, 6, 6, 6, 4, 2), activation="relu", dtype="float64", **structure))
+
+
+@pytest.mark.parametrize("structure", STRUCTURES, ids=identify)
 def test_finite_differences(rng, structure):
     case = make_case(rng, (5, 6, 6, 6, 4, 2), n_samples=9, weighted=True, **structure)
     n = case.net.n_parameters
