@@ -34,7 +34,7 @@ def train(case, threads=1, **settings):
         pytest.param({"batch_size": 1000, "clip_norm": 0.1}, id="full batch and clip"),
     ],
 )
-@pytest.mark.parametrize("sizes", [(3, 5, 2), (300, 70, 10), (17, 33, 65, 33, 7, 4)], ids=["small", "wide", "deep"])
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (600, 530, 10), (17, 33, 65, 33, 7, 4)], ids=["small", "wide", "deep"])
 def test_same_bits_for_any_number_of_threads(rng, sizes, settings, dtype):
     of_network = {name: settings[name] for name in OF_NETWORK if name in settings}
     settings = {name: value for name, value in settings.items() if name not in of_network}

@@ -9,7 +9,7 @@ from ..elementary import exp, log
 from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
 from .forward import is_rectified, sample, take_columns, transpose_square
-from .gemm import product
+from .gemm import product, terms_at_once
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
@@ -17,6 +17,7 @@ from .simd import (
     LINE_BYTES,
     MULTIPLY,
     PASS,
+    STORE,
     VECTORS,
     add_line,
     address_of,
@@ -213,20 +214,26 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]
         if layer[KIND] == DENSE:
-            panels, panel_weights = n_panels(layer[N_IN], width), n_panels(layer[N_OUT], width) * width * width
+            n_out, panels = layer[N_OUT], n_panels(layer[N_IN], width)
+            n_terms, panel_weights = terms_at_once(n_out, n_rows, width), n_panels(n_out, width) * width * width
             finish, guide = (PASS, to_a) if is_rectified(network, depth - 1) else (MULTIPLY, 0)
-            for panel in range(0, panels, VECTORS.panels):
-                place = start + layer[NODE_IN] * work.block_rows + panel * panel_size
-                product(
-                    (work.delta, start + layer[NODE_OUT] * work.block_rows, panel_size),
-                    (parameters.WT, layer[WT] + panel * panel_weights, panel_weights),
-                    (work.zeros, 0, 0, 0),
-                    (work.lines[thread][0], 0, panel_size),
-                    (work.delta, place, panel_size, finish, guide),
-                    layer[N_OUT],
-                    n_rows,
-                    min(VECTORS.panels, panels - panel),
-                )
+            for term in range(0, n_out, n_terms):
+                is_last = term + n_terms >= n_out
+                for panel in range(0, panels, VECTORS.panels):
+                    of_terms = start + layer[NODE_OUT] * work.block_rows + term // width * panel_size
+                    place = start + layer[NODE_IN] * work.block_rows + panel * panel_size
+                    # All panels' sums are kept only if all of them are interrupted.
+                    sums = work.sums[thread], panel * panel_size if n_terms < n_out else 0
+                    product(
+                        (work.delta, of_terms, panel_size),
+                        (parameters.WT, layer[WT] + panel * panel_weights + term * width, panel_weights),
+                        (*sums, width, panel_size) if term else (work.zeros, 0, 0, 0),
+                        (*sums, panel_size),
+                        (work.delta, place, panel_size, finish, guide) if is_last else (*sums, panel_size, STORE, 0),
+                        min(n_terms, n_out - term),
+                        n_rows,
+                        min(VECTORS.panels, panels - panel),
+                    )
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
             place = start, block * work.block_rows
             call_apart(network.at.delta, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))

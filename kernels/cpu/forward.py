@@ -7,7 +7,7 @@ from numba import int64
 from ..activations import ACTIVATIONS, Activation
 from ..problem import DENSE
 from ..random import fold, uniform
-from .gemm import product
+from .gemm import product, terms_at_once
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, RECTIFIES, W, n_panels
@@ -172,8 +172,10 @@ call_drop = DROP.call
 
 @inlined
 def activate_panels(network, work, start, depth, first_panel, last_panel, key, first, n_rows, training):
-    """Take some panels of a layer's z through its activation and its dropout."""
+    """Take some panels of a layer's z through its activation, if it has one, and its dropout."""
     layer, setting = network.layers[depth], work.a.dtype.type(network.setting[depth])
+    if layer[ACTIVATE_AT] == 0:
+        return
     width = line_size(work.a)
     panel_size = work.block_rows * width
     begin = start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size
@@ -214,26 +216,29 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             )
     for depth in range(span[0], span[1]):
         layer = network.layers[depth]
-        panels, is_dense, rectifies = n_panels(layer[N_OUT], width), layer[KIND] == DENSE, is_rectified(network, depth)
-        panel_weights = (layer[N_IN] + 1) * width
-        step = VECTORS.panels if is_dense else panels
-        for first_panel in range(0, panels, step):
-            last_panel = min(first_panel + step, panels)
-            if is_dense:
-                weights = layer[W] + first_panel * panel_weights
-                place = start + layer[NODE_OUT] * work.block_rows + first_panel * panel_size
+        n_in, panels, rectifies = layer[N_IN], n_panels(layer[N_OUT], width), is_rectified(network, depth)
+        if layer[KIND] != DENSE:
+            place = start, block * work.block_rows, network.epsilon[depth]
+            call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
+            activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
+            continue
+        n_terms, panel_weights = terms_at_once(n_in, n_rows, width), (n_in + 1) * width
+        for term in range(0, n_in, n_terms):
+            is_last = term + n_terms >= n_in
+            for panel in range(0, panels, VECTORS.panels):
+                last_panel = min(panel + VECTORS.panels, panels)
+                weights = layer[W] + panel * panel_weights
+                place = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
+                bias = parameters.W, weights + n_in * width, 0, panel_weights
                 product(
-                    (work.a, start + layer[NODE_IN] * work.block_rows, panel_size),
-                    (parameters.W, weights, panel_weights),
-                    (parameters.W, weights + layer[N_IN] * width, 0, panel_weights),
+                    (work.a, start + layer[NODE_IN] * work.block_rows + term // width * panel_size, panel_size),
+                    (parameters.W, weights + term * width, panel_weights),
+                    (work.a, place, width, panel_size) if term else bias,
                     (work.a, place, panel_size),
-                    (work.a, place, panel_size, RECTIFY if rectifies else STORE, 0),
-                    layer[N_IN],
+                    (work.a, place, panel_size, RECTIFY if is_last and rectifies else STORE, 0),
+                    min(n_terms, n_in - term),
                     n_rows,
-                    last_panel - first_panel,
+                    last_panel - panel,
                 )
-            else:
-                place = start, block * work.block_rows, network.epsilon[depth]
-                call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
-            if layer[ACTIVATE_AT] and not rectifies:  # while z is in L1
-                activate_panels(network, work, start, depth, first_panel, last_panel, key, position, n_rows, training)
+                if is_last and not rectifies:  # while z is in L1
+                    activate_panels(network, work, start, depth, panel, last_panel, key, position, n_rows, training)

@@ -2,6 +2,8 @@
 
 import itertools
 
+from numba.extending import register_jitable
+
 from .jit import embedded, inlined, routine
 from .simd import LINE_BYTES, STORE, VECTORS, Shape, line_size, make_tile, tile_code
 
@@ -25,6 +27,8 @@ BLOCK_ROWS, BLOCK_PANELS = ((size, size // 2) for size in VECTORS.block)
 #: L1 keeps 16 KB of the panels of a tile while rows go by, so many terms of their sums: longer ones are interrupted,
 #: and go on when all rows have come so far.
 NEAR_TERMS = (1 << 14) // (LINE_BYTES * VECTORS.panels)
+#: L2 keeps so much of a block of rows while all panels go by: longer sums are interrupted there too.
+BLOCK_BYTES = 1 << 19
 #: Panels of so many lines or more may come from beyond L2, or from another core's: they are fetched while those before
 #: them are multiplied.
 FAR_DEPTH = 128
@@ -59,15 +63,24 @@ def _multiply_rows(a, b, s, c, depth, n_rows, panels):
         ahead += fetch * depth
 
 
+@register_jitable
+def terms_at_once(depth, n_rows, width):
+    """How many terms of a sum over ``depth`` `product` should be given at once, for rows in lines of ``width``."""
+    row_bytes = n_rows * (LINE_BYTES // width)
+    if depth * row_bytes <= BLOCK_BYTES:
+        return depth
+    return max(NEAR_TERMS, BLOCK_BYTES // row_bytes // NEAR_TERMS * NEAR_TERMS)
+
+
 @embedded
 def product(a, b, s, part, c, depth, n_rows, panels):
     """C = S + A B for a block of rows and the panels of one tile, or fewer.
 
-    ``a = (array, start, panel stride)`` is a block of rows in panels; ``b = (array, start, panel stride)`` is weights
-    in panels with ``depth`` lines each, behind which there are those that are wanted next; ``s = (array, start, row,
-    panel)`` says how far it is to S's next row and panel. ``part = (array, start, panel stride)``, which holds sums
-    that are to go on, and ``c = (array, start, panel stride, finish, guide)`` lie like A; see `make_tile`. Rows up to
-    the next multiple of the lowest tile are computed too: their memory must exist.
+    ``a = (array, start, panel stride)`` is a block of rows in panels; ``b = (array, start, panel stride)`` is as many
+    weights as the sums have terms, in panels behind which there are those that are wanted next; ``s = (array, start,
+    row, panel)`` says how far it is to S's next row and panel. ``part = (array, start, panel stride)``, which holds
+    sums that are to go on, and ``c = (array, start, panel stride, finish, guide)`` lie like A; see `make_tile`. Rows up
+    to the next multiple of the lowest tile are computed too: their memory must exist.
     """
     a_array, a_start, a_panel = a
     b_array, b_start, b_panel = b
@@ -79,7 +92,10 @@ def product(a, b, s, part, c, depth, n_rows, panels):
     for k in range(0, depth, step):
         terms = min(step, depth - k)
         rows = a_array, a_start + k // width * a_panel, a_panel
-        ahead = VECTORS.panels * b_panel + (VECTORS.panels - 1) * k * width if depth >= FAR_DEPTH else 0
+        ahead = 0
+        if depth >= FAR_DEPTH:
+            over, line = divmod(VECTORS.panels * k, depth)
+            ahead = (VECTORS.panels + over) * b_panel + (line - k) * width
         weights = b_array, b_start + k * width, b_panel, ahead
         out = (part_array, part_start, part_panel, STORE, 0) if k + terms < depth else c
         _multiply_rows(rows, weights, begin, out, terms, n_rows, panels)

@@ -11,7 +11,7 @@ from numba.types import UniTuple, float64, int64
 
 from ..optimizers import N_SCALARS, OPTIMIZERS, Optimizer
 from ..problem import DENSE
-from .gemm import COLUMN_HEIGHTS, NEAR_TERMS, column_tile
+from .gemm import BLOCK_BYTES, COLUMN_HEIGHTS, NEAR_TERMS, column_tile
 from .jit import Hook, embedded, inlined, new_variant, routine, select
 from .layers import call_gains, fill
 from .layout import (
@@ -41,6 +41,7 @@ from .simd import (
     lane_count,
     line_size,
     multiply_line,
+    prefetch_into_l2,
     prefetch_to_write,
     sum_line,
     tile_code,
@@ -57,7 +58,8 @@ QUICK = {"arcp", "contract", "ninf"}
 #: Parameters and slots of up to this size are close enough without prefetching; of larger ones W and WT are fetched,
 #: which other threads read and must give up, ...
 NEAR_BYTES = 1 << 18
-#: ... and slots too if all come from memory: from nearer by, the processor itself fetches them as well.
+#: ... and slots too if all come from memory, into L2, since L1 is full of what is summed: from nearer by, the
+#: processor itself fetches them as well.
 FAR_BYTES = 1 << 25
 #: What a strip takes with W alone, and if WT has to be written too: shares of threads are as large by these.
 ALONE, TRANSPOSED = 7, 8
@@ -246,7 +248,7 @@ def prefetch_parameters(parameters, layer, panel, first, count):
             prefetch_to_write(((parameters.WT, square + line),))
         if is_far:
             for k in range(len(parameters.slots)):
-                prefetch_to_write(((parameters.slots[k], start + line),))
+                prefetch_into_l2(((parameters.slots[k], start + line),))
 
 
 @inlined
@@ -298,9 +300,11 @@ def make_gradient(sum_strip, variant=""):
         for depth in range(len(network.layers)):
             layer = network.layers[depth]
             n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
-            n_strips = n_groups(layer) * down
+            groups, across = n_groups(layer), strips_at_once(layer, n_rows, parameters.W.itemsize)
             for number in range(n_before(begin, layer), n_before(end, layer)):
-                group, first = number // down, number % down * layer[STRIP]
+                left = number // (groups * across) * across
+                group, side = divmod(number - left * groups, min(across, down - left))
+                first = (left + side) * layer[STRIP]
                 last = min(first + layer[STRIP], n_in)
                 with_bias = layer[BIAS] & (last == n_in)
                 first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
@@ -321,7 +325,7 @@ def make_gradient(sum_strip, variant=""):
                     else:
                         keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
                 work.penalty[before + number] = penalty
-            begin, end, before = begin - cost(layer), end - cost(layer), before + n_strips
+            begin, end, before = begin - cost(layer), end - cost(layer), before + groups * down
 
     return embedded(gradient, variant)
 
@@ -339,6 +343,15 @@ def n_groups(layer):
 def cost(layer):
     """What the gradient and the update of a layer take, by number of parameters."""
     return layer[N_IN] * layer[PANELS] * layer[LANES] * (TRANSPOSED if layer[WT] >= 0 else ALONE)
+
+
+@inlined
+def strips_at_once(layer, n_rows, itemsize):
+    """How many strips side by side, whose activations L2 keeps, all groups should go by."""
+    row_bytes = n_rows * itemsize
+    if layer[N_IN] * row_bytes <= BLOCK_BYTES:
+        return layer[STRIPS]
+    return max(1, BLOCK_BYTES // (layer[STRIP] * row_bytes))
 
 
 @inlined

@@ -188,7 +188,9 @@ class Workspace(NamedTuple):
     penalty : float64
         What each strip, or panel, of the weights adds to the loss.
     lines : 3-D (n_threads, 3, ...)
-        Each thread's lines of a panel; in the delta recursion, of a tile's panels, with the sums that are to go on.
+        Each thread's lines of a panel.
+    sums : 2-D (n_threads, ...)
+        Each thread's sums in the delta recursion that are to go on: of a tile's panels, or of all of a layer's.
     columns : 3-D (n_threads, 3, ...)
         Each thread's outputs and targets of a few rows, transposed, and the exponentials of a softmax.
     square : 2-D (n_threads, panel width squared)
@@ -220,6 +222,7 @@ class Workspace(NamedTuple):
     strip: np.ndarray
     penalty: np.ndarray
     lines: np.ndarray
+    sums: np.ndarray
     columns: np.ndarray
     square: np.ndarray
     scalars: np.ndarray

@@ -17,6 +17,7 @@ from . import ahead, epoch, layout
 from .delta import COLUMNS_LOSS, LOG_SOFTMAX, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, DROP, custom_activation
+from .gemm import BLOCK_BYTES, terms_at_once
 from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
 from .jit import quick_compilation
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
@@ -24,9 +25,9 @@ from .layout import Addresses, Network, Parameters, Workspace, panel_width, roun
 from .simd import VECTORS
 from .team import Team
 
-#: A block has as many rows as keep its widest layer's activations in L2 beside the weights that come by: the more rows,
-#: the less often these are read.
-BLOCK_BYTES = 1 << 19
+#: A block has as many rows as keep so many of its widest layer's units in L2 beside the weights that come by: the more
+#: rows, the less often these are read.
+BLOCK_UNITS = 512
 #: Gradients that are kept apart at most; more threads than these cannot share a large batch.
 MAX_SLICES = 16
 #: A large batch goes through both phases in chunks whose activations and deltas stay in L2 ...
@@ -185,21 +186,24 @@ class Session:
         if narrow:
             block_rows = min(VECTORS.lines * width, round_up(share, width))
         else:
-            in_cache = max(1, BLOCK_BYTES // (max(topology.layer_sizes) * dtype.itemsize))
+            in_cache = max(1, BLOCK_BYTES // (min(BLOCK_UNITS, max(topology.layer_sizes)) * dtype.itemsize))
             # As many blocks for each thread, with as many rows.
             block_rows = round_up(-(-share // -(-share // in_cache)), layout.ROW_STEP)
         n_blocks = -(-chunk_rows // block_rows) * (self.n_threads if n_chunks > 1 else 1)
         n_blocks = max(n_blocks, self.n_threads)
         rows, columns_size = n_blocks * block_rows, round_up(max(layers[0].n_in, layers[-1].n_out), width) * width
         n_bytes = (2 * rows * sizes.lanes + sizes.W + sizes.WT) * dtype.itemsize
+        long = [layer.n_in for layer in layers if terms_at_once(layer.n_out, block_rows, width) < layer.n_out]
+        sums_units = round_up(max([VECTORS.panels * width, *long]), width)
         self.is_light = threads == 1 and n_bytes <= LIGHT_BYTES
         self._team = Team(1) if self.is_light else _idle_team(threads)
-        a, delta, strip, lines, columns, square, moments, zeros, W, WT = self._team.workspace.zeros(
+        a, delta, strip, lines, sums, columns, square, moments, zeros, W, WT = self._team.workspace.zeros(
             dtype,
             (rows * sizes.lanes,),
             (rows * sizes.lanes,),
             (self.n_threads, sizes.strip),
             (self.n_threads, 3, block_rows * width),
+            (self.n_threads, block_rows * sums_units),
             (self.n_threads, 3, columns_size),
             (self.n_threads, width**2),
             (4, sizes.units),
@@ -215,6 +219,7 @@ class Session:
             strip=strip,
             penalty=np.zeros(max(sizes.strips, sizes.panels)),
             lines=lines,
+            sums=sums,
             columns=columns,
             square=square,
             scalars=np.zeros((self.n_threads, 0, 0)),

@@ -502,6 +502,8 @@ def _emit_sum(emitter, source):
 
 #: ``prefetch_to_read((place,))``: a line that will be read soon.
 prefetch_to_read = _line_intrinsic(lambda emitter, place: emitter.prefetch(place), result=False)
+#: ``prefetch_into_l2((place,))``: the same, but not into L1.
+prefetch_into_l2 = _line_intrinsic(lambda emitter, place: emitter.prefetch(place, level=2), result=False)
 #: ``prefetch_to_write((place,))``: a line that will be read and written soon.
 prefetch_to_write = _line_intrinsic(lambda emitter, place: emitter.prefetch(place, for_writing=True), result=False)
 #: ``copy_line((source, target))``
