@@ -232,7 +232,8 @@ def test_update_rules_fill_the_registers_and_do_not_divide(tmp_path):
     environment = {"NUMBA_CPU_NAME": "skylake-avx512", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
     assembly = run(RULES, **environment)
     assert set(re.findall(r"vrcp14ps\s+%([xyz]mm)\d", assembly)) == {"zmm"}
-    assert set(re.findall(r"vsqrtps\s+%([xyz]mm)\d", assembly)) <= {"zmm", "xmm"}  # xmm for what is left in the end
+    assert "zmm" in set(re.findall(r"vrsqrt14ps\s+%([xyz]mm)\d", assembly))
+    assert "vsqrtps" not in assembly
     assert "vdivps" not in assembly
 
 

@@ -2,6 +2,7 @@
 
 from functools import cache
 
+import numpy as np
 from numba import int64
 
 from ..activations import ACTIVATIONS, Activation
@@ -235,7 +236,7 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                     (parameters.W, weights + term * width, panel_weights),
                     (work.a, place, width, panel_size) if term else bias,
                     (work.a, place, panel_size),
-                    (work.a, place, panel_size, RECTIFY if is_last and rectifies else STORE, 0),
+                    (work.a, place, panel_size, RECTIFY if is_last and rectifies else STORE, np.int64(0)),
                     min(n_terms, n_in - term),
                     n_rows,
                     last_panel - panel,

@@ -52,9 +52,9 @@ from .simd import (
 UPDATE = -1
 #: Flags of the update rules alone, whose bits do not depend on what else is compiled: the hook is a library of its own.
 #: The processor's one unit for roots and quotients takes as long as others do for all the rest of a rule. With these,
-#: vectors of float32 are multiplied by reciprocals that one step of Newton's makes exact to a bit or two, and
-#: multiply-adds are fused.
-QUICK = {"arcp", "contract", "ninf"}
+#: vectors of float32 are multiplied by reciprocals, also those of roots, that one step of Newton's makes exact to a bit
+#: or two, and multiply-adds are fused.
+QUICK = {"afn", "arcp", "contract", "ninf"}
 #: Parameters and slots of up to this size are close enough without prefetching; of larger ones W and WT are fetched,
 #: which other threads read and must give up, ...
 NEAR_BYTES = 1 << 18

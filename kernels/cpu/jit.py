@@ -113,9 +113,15 @@ class _Library(JITCodeLibrary):
     """
 
     def add_ir_module(self, ir_module: Any) -> None:
+        attributes = [f'"prefer-vector-width"="{8 * VECTORS.bytes}"']
+        triple, _, features = self._codegen.magic_tuple()
+        if triple.startswith("x86_64"):  # LLVM would rather not estimate roots, whatever the flags allow
+            features = ",".join(filter(None, (features, "-fast-vector-fsqrt")))
+            attributes.append(f'"target-features"="{features}"')
         for function in ir_module.functions:
-            if function.blocks:  # not among the attributes that llvmlite knows
-                set.add(function.attributes, f'"prefer-vector-width"="{8 * VECTORS.bytes}"')
+            if function.blocks:
+                for attribute in attributes:  # which are not among those that llvmlite knows
+                    set.add(function.attributes, attribute)
         super().add_ir_module(ir_module)
 
     def _optimize_functions(self, module: Any) -> None:
