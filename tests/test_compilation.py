@@ -138,7 +138,7 @@ for element in (types.float32, types.float64):
     gradient_tile.compile((types.int64, strided, panels, strided, strided, types.int64, types.int64))
     show(gradient_tile)
     for narrow_product in (narrow.product_plus_bias, narrow.product_times_derivative):
-        narrow_product.compile((panels, place, place, types.int64, types.int64, types.int64))
+        narrow_product.compile((panels, place, strided, types.int64, types.int64, types.int64))
         show(narrow_product)
     narrow_gradient_tile.compile((types.int64, panels, panels, panels, types.int64, types.int64))
     show(narrow_gradient_tile)

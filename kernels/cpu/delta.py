@@ -201,6 +201,12 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
                 take_lanes((targets, k * width), (work.delta, start + k * work.block_rows + row), rows)
 
 
+@inlined
+def distance_to_a(work):
+    """How far behind a delta its activation lies."""
+    return (address_of(work.a, 0) - address_of(work.delta, 0)) // (LINE_BYTES // line_size(work.a))
+
+
 @embedded
 def delta(network, parameters, work, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
@@ -208,7 +214,6 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     Precondition: ``work.delta`` holds f'(z) of the layers before, but for those that `is_rectified` names.
     """
     width = line_size(work.a)
-    to_a = (address_of(work.a, 0) - address_of(work.delta, 0)) // (LINE_BYTES // width)
     start = block * work.block_size
     panel_size = work.block_rows * width
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
@@ -216,7 +221,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
         if layer[KIND] == DENSE:
             n_out, panels = layer[N_OUT], n_panels(layer[N_IN], width)
             n_terms, panel_weights = terms_at_once(n_out, n_rows, width), n_panels(n_out, width) * width * width
-            finish, guide = (PASS, to_a) if is_rectified(network, depth - 1) else (MULTIPLY, 0)
+            finish, guide = (PASS, distance_to_a(work)) if is_rectified(network, depth - 1) else (MULTIPLY, 0)
             for term in range(0, n_out, n_terms):
                 is_last = term + n_terms >= n_out
                 for panel in range(0, panels, VECTORS.panels):

@@ -5,7 +5,7 @@ import itertools
 from numba.extending import register_jitable
 
 from .jit import embedded, inlined, routine
-from .simd import LINE_BYTES, STORE, VECTORS, Shape, line_size, make_tile, tile_code
+from .simd import FINISHES, LINE_BYTES, STORE, VECTORS, Shape, line_size, make_tile, tile_code
 
 
 def _shapes(heights, panels, ones=(False,)):
@@ -33,7 +33,7 @@ BLOCK_BYTES = 1 << 19
 #: them are multiplied.
 FAR_DEPTH = 128
 
-row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", "chosen")
+row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", FINISHES)
 
 
 @routine
@@ -103,7 +103,7 @@ def product(a, b, s, part, c, depth, n_rows, panels):
 
 
 #: S + a^T delta, and with a row of ones S + the sum of delta.
-column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", "store")
+column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", ("store",))
 
 
 @inlined
@@ -116,22 +116,22 @@ def _bias(array, place, row):
     return array, place, row
 
 
-def make_unit_product(begin, finish):
+def make_unit_product(begin, finishes):
     """Make ``multiply(a, b, c, depth, n_rows, n_lines)``: C = S + A B with samples in the lanes of B and C.
 
     ``a = (array, start, row, term)`` says how far it is to A's next row and term, ``b = (array, start, stride)`` and
-    ``c = (array, start, stride)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. S is zero, or with
-    ``begin`` "bias" the number that follows each row of A. ``finish`` is that of ``make_tile``.
+    ``c = (array, start, stride, finish, guide)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. S
+    is zero, or with ``begin`` "bias" the number that follows each row of A. For the rest see `make_tile`.
     """
     start = {"zero": _zero, "bias": _bias}[begin]
     tallest, widest, single = VECTORS.units, VECTORS.lines, VECTORS.single
     shapes = {*_shapes(_halves(tallest), _halves(widest)), *_shapes(_halves(single), [1])}
-    tile = make_tile(sorted(shapes), "unit", finish)
+    tile = make_tile(sorted(shapes), "unit", finishes)
 
     def multiply(a, b, c, depth, n_rows, n_lines):
         a_array, a_start, a_row, a_term = a
         b_array, b_start, b_stride = b
-        c_array, c_start, c_stride = c
+        c_array, c_start, c_stride, finish, guide = c
         width = line_size(b_array)
         line, lines = 0, widest
         while line < n_lines:
@@ -145,13 +145,13 @@ def make_unit_product(begin, finish):
                 factors = (a_array, a_start + row * a_row, a_row, a_term)
                 samples = (b_array, b_start + line * width, b_stride)
                 bias = start(a_array, a_start + row * a_row + depth * a_term, a_row)
-                out = (c_array, c_start + row * c_stride + line * width, c_stride)
+                out = (c_array, c_start + row * c_stride + line * width, c_stride, finish, guide)
                 tile(tile_code(height, lines, False), factors, samples, bias, out, depth, depth)
                 row += height
             line += lines
 
-    return routine(multiply, f"{begin}, {finish}")
+    return routine(multiply, begin)
 
 
 #: a delta^T of lines of samples, and with a row of ones the sum of delta.
-sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", "sum")
+sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", ("sum",))

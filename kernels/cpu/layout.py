@@ -331,7 +331,7 @@ def layer_table(
         strip = max(strip, round_up(lines, width))
     for row, following in pairwise(table):
         alone = row[KIND] == following[KIND] == DENSE and following[SKIP] < 0
-        row[RECTIFIES] = not narrow and alone and row[ACTIVATION] == ACTIVATIONS["relu"].code
+        row[RECTIFIES] = alone and row[ACTIVATION] == ACTIVATIONS["relu"].code
     return table, Sizes(w, wt, end, units, norms, panels, strips, strip)
 
 

@@ -127,7 +127,7 @@ class _Walk(NamedTuple):
     fetch: int | ir.Value = 0
 
 
-def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
+def make_tile(shapes: list[Shape], along: str, finishes: tuple[str, ...]) -> Callable:
     """Make an intrinsic C = S + A B for one tile in registers, of any of the given shapes.
 
     An element's terms are summed in an order that depends neither on the tile it lies in nor on the thread, one
@@ -139,8 +139,9 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
         Where the sum runs. With units in the lanes, "row" runs inside a line of A, the tile's rows being successive
         lines (z = a W, delta W^T), "column" the other way round (a^T delta). With samples in the lanes, "unit" sums
         what lines of B hold, times single numbers (z = W^T a, W delta), and "sample" products of lines (a delta^T).
-    finish : {"store", "multiply", "sum", "chosen"}
-        Write the sum, or what C held times the sum, or the sum over the lanes, or do what C's tuple says.
+    finishes : tuple of str
+        Which of ``FINISHES`` a tile can do; if there are several, C's tuple goes on with the code of one, and with how
+        far behind C what guides it lies. Along samples it is ("sum",), the sum over the lanes.
 
     Returns
     -------
@@ -151,8 +152,7 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
 
         - along rows, to A's next run, to B's next run and panel, to the next row and panel of S, and to C's next panel;
           a run is contiguous lines of B, as many as a panel is wide; B's tuple goes on with how far it is to what will
-          be wanted next, and how much of that to fetch into L2 with each term, C's with one of ``FINISHES``, and with
-          how far behind C what guides it lies;
+          be wanted next, and how much of that to fetch into L2 with each term;
         - along columns, to A's next row, term and run, to B's next run and panel, and to the next row and panel of S
           and C and to their row for that of ones, which is written last; a run is contiguous lines of B;
         - along units, to A's next row and term, to B's next term, and to the next row of S, which is single numbers,
@@ -211,7 +211,7 @@ def make_tile(shapes: list[Shape], along: str, finish: str) -> Callable:
                 switch.add_case(code, block)
                 builder.position_at_end(block)
                 results = emitter.sums(shape, *walks[:3], args[5], args[6])
-                emitter.finish(shape, walks[3], results, *(c[1:] if finish == "chosen" else [finish]))
+                emitter.finish(shape, walks[3], results, finishes, *c[-2:])
                 builder.branch(done)
             builder.position_at_end(other)
             builder.unreachable()
@@ -417,10 +417,10 @@ class _Emitter:
         builder.position_at_end(done)
         return results
 
-    def finish(self, shape, c, results, finish, guide=0):
+    def finish(self, shape, c, results, finishes, code, guide):
         """Write a tile, or something made of it and what guides it, or its sums over the lanes."""
         rows = self.rows(shape, c)
-        if finish == "sum":
+        if finishes == ("sum",):
             block = min(self.lanes, shape.height * shape.panels)
             for number in range(0, len(results), block):
                 group = results[number : number + block]
@@ -432,16 +432,16 @@ class _Emitter:
                     self.store(self.shuffle(total, total, lanes), self.at(rows[row], panel))
             return
         targets = [pointer for row in rows for pointer in self.line(row, shape, c)]
-        if isinstance(finish, str):
-            self.write(targets, results, FINISHES.index(finish), guide)
+        if len(finishes) == 1:
+            self.write(targets, results, *finishes, guide)
             return
         done, other = (self.builder.append_basic_block(name) for name in ("written", "other"))
-        switch = self.builder.switch(finish, other)
-        for code, name in enumerate(FINISHES):
+        switch = self.builder.switch(code, other)
+        for name in finishes:
             block = self.builder.append_basic_block(name)
-            switch.add_case(code, block)
+            switch.add_case(FINISHES.index(name), block)
             self.builder.position_at_end(block)
-            self.write(targets, results, code, guide)
+            self.write(targets, results, name, guide)
             self.builder.branch(done)
         self.builder.position_at_end(other)
         self.builder.unreachable()
@@ -451,11 +451,11 @@ class _Emitter:
         """Write vectors, each made by one of ``FINISHES`` with the guiding one that lies so far behind it."""
         builder, zero = self.builder, ir.Constant(self.vector, [0.0] * self.lanes)
         for pointer, value in zip(targets, results, strict=True):
-            if finish == RECTIFY:  # NaN stays NaN
+            if finish == "rectify":  # NaN stays NaN
                 value = builder.select(builder.fcmp_ordered("<", value, zero), zero, value)
-            elif finish == MULTIPLY:
+            elif finish == "multiply":
                 value = builder.fmul(self.load(self.at(pointer, guide)), value)
-            elif finish == PASS:
+            elif finish == "pass":
                 value = builder.select(builder.fcmp_ordered(">", self.load(self.at(pointer, guide)), zero), value, zero)
             self.store(value, pointer)
 
