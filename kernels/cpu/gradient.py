@@ -302,6 +302,7 @@ def make_gradient(sum_strip, variant=""):
             n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
             groups, across = n_groups(layer), strips_at_once(layer, n_rows, parameters.W.itemsize)
             for number in range(n_before(begin, layer), n_before(end, layer)):
+                # All groups go by some strips, then by the next.
                 left = number // (groups * across) * across
                 group, side = divmod(number - left * groups, min(across, down - left))
                 first = (left + side) * layer[STRIP]
