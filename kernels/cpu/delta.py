@@ -202,9 +202,10 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
 
 
 @inlined
-def distance_to_a(work):
-    """How far behind a delta its activation lies."""
-    return (address_of(work.a, 0) - address_of(work.delta, 0)) // (LINE_BYTES // line_size(work.a))
+def times_derivative(network, work, depth):
+    """How tiles of a layer's delta come to be multiplied by f'(z): their finish and guide; see `make_tile`."""
+    to_a = (address_of(work.a, 0) - address_of(work.delta, 0)) // (LINE_BYTES // line_size(work.a))
+    return (PASS, to_a) if is_rectified(network, depth) else (MULTIPLY, 0)
 
 
 @embedded
@@ -221,7 +222,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
         if layer[KIND] == DENSE:
             n_out, panels = layer[N_OUT], n_panels(layer[N_IN], width)
             n_terms, panel_weights = terms_at_once(n_out, n_rows, width), n_panels(n_out, width) * width * width
-            finish, guide = (PASS, distance_to_a(work)) if is_rectified(network, depth - 1) else (MULTIPLY, 0)
+            finish, guide = times_derivative(network, work, depth - 1)
             for term in range(0, n_out, n_terms):
                 is_last = term + n_terms >= n_out
                 for panel in range(0, panels, VECTORS.panels):

@@ -7,26 +7,14 @@ units one way and for the others the other.
 
 import numpy as np
 
-from .delta import distance_to_a, output_delta
-from .forward import call_activate, take_columns, transpose_square
+from .delta import output_delta, times_derivative
+from .forward import call_activate, is_rectified, take_columns, transpose_square
 from .gemm import BLOCK_PANELS, BLOCK_ROWS, column_tile, make_unit_product, sample_tile
 from .gradient import LOW, TALL, WIDE, make_gradient
 from .jit import embedded, inlined
 from .layers import fill
-from .layout import (
-    ACTIVATE_AT,
-    ACTIVATION,
-    IN_PANELS,
-    N_IN,
-    N_OUT,
-    NODE_IN,
-    NODE_OUT,
-    NODE_PANELS,
-    RECTIFIES,
-    W,
-    n_panels,
-)
-from .simd import MULTIPLY, PASS, RECTIFY, STORE, address_of, copy_line, line_size, tile_code, view
+from .layout import ACTIVATE_AT, ACTIVATION, IN_PANELS, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
+from .simd import RECTIFY, STORE, address_of, copy_line, line_size, tile_code, view
 from .team import barrier
 
 product_plus_bias = make_unit_product("bias", ("store", "rectify"))
@@ -55,15 +43,16 @@ def forward(network, parameters, data, work, block, first, position, n_rows, tra
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_out, out = layer[N_OUT], start + layer[NODE_OUT] * block_rows
+        rectifies = is_rectified(network, depth)
         product_plus_bias(
             (parameters.W, layer[W], 1, n_out),
             (work.a, start + layer[NODE_IN] * block_rows, block_rows),
-            (work.a, out, block_rows, RECTIFY if layer[RECTIFIES] else STORE, np.int64(0)),
+            (work.a, out, block_rows, RECTIFY if rectifies else STORE, np.int64(0)),
             layer[N_IN],
             n_out,
             n_lines,
         )
-        if layer[ACTIVATE_AT] and not layer[RECTIFIES]:
+        if layer[ACTIVATE_AT] and not rectifies:
             size = (n_out - 1) * block_rows + n_lines * width
             setting = work.a.dtype.type(network.setting[depth])
             places = address_of(work.a, out), address_of(work.delta, out)
@@ -84,8 +73,7 @@ def delta(network, parameters, work, block, n_rows):
                 count, line = n_out - column, panel + row * width
                 transpose_square(work.delta, lines + row, block_rows, count, work.delta, line)
         if depth > 0:
-            rectified = network.layers[depth - 1, RECTIFIES]
-            finish, guide = (PASS, distance_to_a(work)) if rectified else (MULTIPLY, 0)
+            finish, guide = times_derivative(network, work, depth - 1)
             product_times_derivative(
                 (parameters.W, layer[W], n_out, 1),
                 (work.delta, out, block_rows),

@@ -193,8 +193,8 @@ class Session:
         n_blocks = max(n_blocks, self.n_threads)
         rows, columns_size = n_blocks * block_rows, round_up(max(layers[0].n_in, layers[-1].n_out), width) * width
         n_bytes = (2 * rows * sizes.lanes + sizes.W + sizes.WT) * dtype.itemsize
-        long = [layer.n_in for layer in layers if terms_at_once(layer.n_out, block_rows, width) < layer.n_out]
-        sums_units = round_up(max([VECTORS.panels * width, *long]), width)
+        long = [k for k in layers[1:] if k.kind == DENSE and terms_at_once(k.n_out, block_rows, width) < k.n_out]
+        sums_units = round_up(max([VECTORS.panels * width, *(layer.n_in for layer in long)]), width)
         self.is_light = threads == 1 and n_bytes <= LIGHT_BYTES
         self._team = Team(1) if self.is_light else _idle_team(threads)
         a, delta, strip, lines, sums, columns, square, moments, zeros, W, WT = self._team.workspace.zeros(
