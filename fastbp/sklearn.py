@@ -478,6 +478,7 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         `fastbp.tabular`), which decides all but ``hidden_layer_sizes``, ``max_iter``, ``batch_size`` and
         ``validation_fraction``; left at their defaults, these are its own too. Fewer than 1000 samples make a
         committee of five networks: ``coefs_``, ``intercepts_`` and ``loss_curve_`` are then the first one's.
+        ``validation_scores_`` are errors after each epoch: the log loss of classes, the RMSE of standardised targets.
 
     Notes
     -----
