@@ -199,8 +199,12 @@ def finite(name: str, array: Any) -> Any:
     if is_resident(array):
         first = array.first_not_finite()
     else:
-        ok = np.isfinite(array)
-        first = None if ok.all() else int(np.argmin(ok))
+        with np.errstate(over="ignore", invalid="ignore"):
+            is_finite = np.isfinite(array.sum())  # which is quicker, and no if it overflows
+        first = None
+        if not is_finite:
+            ok = np.isfinite(array)
+            first = None if ok.all() else int(np.argmin(ok))
     if first is not None:
         place = ", ".join(str(k) for k in np.unravel_index(first, array.shape))
         raise ValueError(

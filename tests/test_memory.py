@@ -17,7 +17,7 @@ SLACK = 200_000
 
 @pytest.fixture(params=[1, 2], ids=["1 thread", "2 threads"])
 def fit(request, rng, monkeypatch):
-    """A fit, warmed up so that everything is compiled.
+    """A fit, warmed up so that everything is compiled, and the sessions that are kept from call to call are open.
 
     Every return to Python in mid-training allocates a little for a while. It comes by the clock, which is
     taken away here, so that all fits return equally often.
@@ -28,7 +28,8 @@ def fit(request, rng, monkeypatch):
     def fit(**settings):
         case.net.fit(case.X, case.y, threads=request.param, progress=False, **settings)
 
-    fit(epochs=2, batch_size=320)
+    for batch_size in (32, 320):
+        fit(epochs=2, batch_size=batch_size)
     return fit
 
 

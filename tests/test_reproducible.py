@@ -8,6 +8,8 @@ import pytest
 from cases import make_case, optimizer
 
 import fastbp
+from fastbp.kernels.cpu import session
+from fastbp.kernels.cpu.layout import Arena
 
 OF_NETWORK = ("dropout", "l1", "l2", "input_noise", "max_norm")
 
@@ -52,6 +54,30 @@ def test_same_bits_for_any_number_of_threads(rng, sizes, settings, dtype):
         )
         results.add(train(case, threads, **settings))
     assert len(results) == 1
+
+
+@pytest.mark.usefixtures("lanes")
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("sizes", [(3, 5, 2), (17, 33, 16, 65, 4)], ids=["small", "deep"])
+def test_what_lies_in_memory_does_not_matter(rng, monkeypatch, sizes, bias, dtype):
+    """Nor who brings parameters and state there: one thread, or all."""
+
+    def result(threads=1):
+        case = make_case(deepcopy(rng), sizes, "cross_entropy", n_samples=75, dtype=dtype, bias=bias)
+        return train(case, threads), train(case, threads)
+
+    def poisoned(arena, dtype, zeros, others, allocate=Arena.arrays):
+        arrays = allocate(arena, dtype, zeros, others)
+        for array in arrays[len(zeros) :]:
+            array[:] = np.nan
+        return arrays
+
+    expected = result()
+    monkeypatch.setattr(Arena, "arrays", poisoned)
+    assert result() == expected
+    monkeypatch.setattr(session, "TEAM_BYTES", 0)
+    assert result(threads=3) == expected
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.2])

@@ -288,9 +288,21 @@ def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
     for sizes in ((5, 13, 4), (3, 18, 18, 2)):
         case = make_case(rng, sizes, loss, soft=soft, activation=["softplus", "relu"][: len(sizes) - 2], n_samples=37)
         case.net.fit(case.X, case.y, batch_size=16, epochs=3, optimizer="adam")
-        panels = np.zeros_like(sessions[-1].parameters.W)
+        panels = np.full_like(sessions[-1].parameters.W, np.nan)
         sessions[-1]._pack(case.net.theta, panels)
         np.testing.assert_array_equal(panels, sessions[-1].parameters.W)
+
+
+@pytest.mark.parametrize("n", [300, 1700], ids=["in caches", "in memory"])
+def test_the_transpose_of_weights_follows_every_update(rng, monkeypatch, n):
+    sessions, leave = [], Session.__exit__
+    monkeypatch.setattr(Session, "__exit__", lambda session, *error: sessions.append(session) or leave(session, *error))
+    net = fastbp.MLP((5, n, n, 3), random_state=0)
+    net.fit(rng.normal(size=(64, 5)), rng.normal(size=(64, 3)), epochs=1, batch_size=32, threads=2)
+    followed = sessions[-1].parameters.WT.copy()
+    sessions[-1].load(net.theta)
+    assert followed.any()
+    np.testing.assert_array_equal(followed, sessions[-1].parameters.WT)
 
 
 @pytest.mark.usefixtures("lanes")

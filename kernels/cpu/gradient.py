@@ -17,6 +17,7 @@ from .layers import call_gains, fill
 from .layout import (
     BIAS,
     BIAS_GROUP,
+    FAR_BYTES,
     GROUP,
     KIND,
     LANES,
@@ -30,9 +31,11 @@ from .layout import (
     WT,
     W,
     n_panels,
+    size_in_memory,
     transpose_rows,
 )
 from .simd import (
+    STREAMS,
     VECTORS,
     add_line,
     address_of,
@@ -56,11 +59,9 @@ UPDATE = -1
 #: or two, and multiply-adds are fused.
 QUICK = {"afn", "arcp", "contract", "ninf"}
 #: Parameters and slots of up to this size are close enough without prefetching; of larger ones W and WT are fetched,
-#: which other threads read and must give up, ...
+#: which other threads read and must give up. If all come from memory, slots are fetched too, into L2, since L1 is full
+#: of what is summed (from nearer by, the processor itself fetches them), and WT is written past the caches.
 NEAR_BYTES = 1 << 18
-#: ... and slots too if all come from memory, into L2, since L1 is full of what is summed: from nearer by, the
-#: processor itself fetches them as well.
-FAR_BYTES = 1 << 25
 #: What a strip takes with W alone, and if WT has to be written too: shares of threads are as large by these.
 ALONE, TRANSPOSED = 7, 8
 TALL, LOW = COLUMN_HEIGHTS
@@ -227,12 +228,6 @@ def sum_tile(layer, work, base, n_rows, group, first, count, ones, goes_on, stri
 
 
 @inlined
-def size_in_memory(parameters):
-    """Bytes of W and of the slots."""
-    return parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize
-
-
-@inlined
 def prefetch_parameters(parameters, layer, panel, first, count):
     """Fetch what an update of rows ``first`` to ``first + count`` of one panel writes, while its gradient is summed.
 
@@ -244,7 +239,7 @@ def prefetch_parameters(parameters, layer, panel, first, count):
     square = layer[WT] + (first // width * layer[PANELS] + panel) * width * width + first % width * width
     for line in range(0, count * width, width):
         prefetch_to_write(((parameters.W, start + line),))
-        if layer[WT] >= 0:
+        if layer[WT] >= 0 and not (STREAMS and is_far):
             prefetch_to_write(((parameters.WT, square + line),))
         if is_far:
             for k in range(len(parameters.slots)):

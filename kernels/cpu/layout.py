@@ -28,7 +28,18 @@ import numpy as np
 from ..activations import ACTIVATIONS
 from ..problem import BATCH_NORM, DENSE, SUM, Layer
 from .jit import entry, inlined
-from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_lanes, transpose_lines, vector_size
+from .simd import (
+    LINE_BYTES,
+    VECTORS,
+    copy_line,
+    fill_line,
+    give_lanes,
+    line_size,
+    stream_transposed,
+    take_lanes,
+    transpose_lines,
+    vector_size,
+)
 
 # Columns of Network.layers.
 (
@@ -56,6 +67,8 @@ from .simd import LINE_BYTES, VECTORS, copy_line, give_lanes, line_size, take_la
     RECTIFIES,
 ) = range(22)
 
+#: Parameters and slots of more than this come from memory at every step, and go there.
+FAR_BYTES = 1 << 25
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
 #: Rows of grad_W that are summed, tile by tile, before the update runs over them: enough to forget what a loop costs
@@ -251,12 +264,12 @@ class Arena:
     def __init__(self):
         self._memory = np.empty(0, np.int8)
 
-    def zeros(self, dtype, *shapes: tuple[int, ...]) -> list[np.ndarray]:
-        """Arrays of zeros, in place of those that were given out before.
+    def arrays(self, dtype, zeros: list[tuple[int, ...]], others: list[tuple[int, ...]]) -> list[np.ndarray]:
+        """Arrays of zeros, then arrays of whatever lies there, in place of those that were given out before.
 
         Each starts on a cache line; a square panel past its end there is memory to read, as transpositions do.
         """
-        width, dtype = panel_width(dtype), np.dtype(dtype)
+        width, dtype, shapes = panel_width(dtype), np.dtype(dtype), [*zeros, *others]
         starts = list(accumulate((round_up(math.prod(shape), width) for shape in shapes), initial=0))
         n_bytes = (starts[-1] + width + width**2) * dtype.itemsize
         if n_bytes > KEPT_BYTES:
@@ -265,7 +278,7 @@ class Arena:
             memory = self._memory = np.zeros(n_bytes, np.int8)
         else:
             memory = self._memory[:n_bytes]
-            memory[:] = 0
+            memory[: LINE_BYTES + starts[len(zeros)] * dtype.itemsize] = 0
         first = -memory.ctypes.data % LINE_BYTES
         lines = memory[first : first + starts[-1] * dtype.itemsize].view(dtype)
         parts = zip(starts[:-1], shapes, strict=True)
@@ -342,16 +355,14 @@ def n_panels(n, width):
 
 @entry
 def convert(layers, theta, panels, into_panels, thread, n_threads):
-    """Copy theta, or a slot laid out like it, into panels (1) or back (0); each thread copies its share.
-
-    Precondition: the padding of ``panels`` is zero.
+    """Copy theta, or a slot laid out like it, into panels (1), whose padding becomes zero, or back (0); each thread
+    copies its share.
     """
     width = line_size(panels)
     for row in layers:
         n_in, n_out, bias = row[N_IN], row[N_OUT], row[BIAS]
         if row[LANES] == n_out:  # no matter whose lanes they are
-            size = (n_in + bias) * n_out
-            lines = n_panels(size, width)
+            size, lines = (n_in + bias) * n_out, n_panels((n_in + 1) * n_out, width)
             for k in range(lines * thread // n_threads * width, lines * (thread + 1) // n_threads * width, width):
                 if into_panels:
                     take_lanes((theta, row[THETA] + k), (panels, row[W] + k), size - k)
@@ -360,8 +371,13 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
             continue
         whole = n_panels(n_out, width) - 1
         # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
-        for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):
+        for i in range((n_in + 1) * thread // n_threads, (n_in + 1) * (thread + 1) // n_threads):
             flat, line = row[THETA] + i * n_out, row[W] + i * width
+            if i == n_in + bias:  # there is no bias
+                for panel in range(whole + 1):
+                    if into_panels:
+                        fill_line(panels, line + panel * (n_in + 1) * width, panels.dtype.type(0))
+                continue
             for _ in range(whole):
                 if into_panels:
                     copy_line(((theta, flat), (panels, line)))
@@ -376,21 +392,35 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
 
 
 @inlined
+def size_in_memory(parameters):
+    """Bytes of W and of the slots."""
+    return parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize
+
+
+@inlined
 def transpose_rows(parameters, layer, panel, first, last):
-    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT; ``first`` is that of a gradient's strip."""
+    """Copy rows ``first`` to ``last`` of one panel of a layer's W into WT, and zeros after the last of all.
+
+    ``first`` is that of a gradient's strip.
+    """
     width, step = line_size(parameters.W), vector_size(parameters.W)
     n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
-    for i in range(first, last, step):
+    is_far = size_in_memory(parameters) > FAR_BYTES
+    for i in range(first, n_panels(n_in, width) * width if last == n_in else last, step):
         line = layer[W] + (panel * (n_in + 1) + i) * width
         column = layer[WT] + (i // width * panels + panel) * width * width + i % width
-        transpose_lines((parameters.W, line, width), (parameters.WT, column), last - i)
+        if is_far:
+            stream_transposed((parameters.W, line, width), (parameters.WT, column), last - i)
+        else:
+            transpose_lines((parameters.W, line, width), (parameters.WT, column), last - i)
 
 
 @entry
-def transpose(layers, parameters):
-    """Write all of WT from W."""
+def transpose(layers, parameters, thread, n_threads):
+    """Write all of WT from W; each thread its share."""
     width = line_size(parameters.W)
     for layer in layers:
         if layer[WT] >= 0:
-            for panel in range(n_panels(layer[N_OUT], width)):
+            panels = n_panels(layer[N_OUT], width)
+            for panel in range(panels * thread // n_threads, panels * (thread + 1) // n_threads):
                 transpose_rows(parameters, layer, panel, 0, layer[N_IN])

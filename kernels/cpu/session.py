@@ -42,6 +42,8 @@ UPDATE_FLOPS = 50
 TEAM_FLOPS = 100_000_000
 #: ... and for each call as many more: so much for waking it, and being woken by it.
 CALL_FLOPS = 50_000_000
+#: So many bytes of parameters are copied by one thread sooner than by those that have to be woken for it.
+TEAM_BYTES = 2 << 20
 #: A session with less memory for parameters, activations and deltas may outlast the call that it was opened for.
 LIGHT_BYTES = 2 << 20
 #: Samples are not the lanes of wider networks than this, whose weights leave L1; ...
@@ -197,8 +199,7 @@ class Session:
         sums_units = round_up(max([VECTORS.panels * width, *(layer.n_in for layer in long)]), width)
         self.is_light = threads == 1 and n_bytes <= LIGHT_BYTES
         self._team = Team(1) if self.is_light else _idle_team(threads)
-        a, delta, strip, lines, sums, columns, square, moments, zeros, W, WT = self._team.workspace.zeros(
-            dtype,
+        shapes = [
             (rows * sizes.lanes,),
             (rows * sizes.lanes,),
             (self.n_threads, sizes.strip),
@@ -208,8 +209,9 @@ class Session:
             (self.n_threads, width**2),
             (4, sizes.units),
             (width,),
-            (sizes.W,),
-            (sizes.WT,),
+        ]
+        a, delta, strip, lines, sums, columns, square, moments, zeros, W, WT = self._team.workspace.arrays(
+            dtype, shapes, [(sizes.W,), (sizes.WT,)]
         )
         self.work = Workspace(
             a=a,
@@ -269,10 +271,21 @@ class Session:
         """Run an entry point on all threads; it is compiled here at first, since a thread that fails to would leave the
         others waiting.
         """
+        self._make_ready(entry, *args)
+        self._team.run(entry, *args)
+
+    def _move(self, entry: Any, *args: Any) -> None:
+        """Run an entry point that moves parameters: there must be many of them to be worth waking the team."""
+        if self.parameters.W.nbytes > TEAM_BYTES:
+            self._run_on_team(entry, *args)
+        else:
+            self._make_ready(entry, *args)
+            entry(*args, 0, 1)
+
+    def _make_ready(self, entry: Any, *args: Any) -> None:
         if (entry, self.topology.dtype) not in _compiled:
             _compile_for(entry, *args)
             _compiled.add((entry, self.topology.dtype))
-        self._team.run(entry, *args)
 
     def _find_hooks(self) -> Addresses:
         """Compile all hooks, whatever this network wants: the next one will want another; at the first use everything
@@ -333,13 +346,13 @@ class Session:
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
         self._pack(theta, self.parameters.W)
-        layout.transpose(self.network.layers, self.parameters)
+        self._move(layout.transpose, self.network.layers, self.parameters)
 
     def _pack(self, flat: np.ndarray, panels: np.ndarray) -> None:
-        layout.convert(self.network.layers, flat, panels, 1, 0, 1)
+        self._move(layout.convert, self.network.layers, flat, panels, 1)
 
     def _unpack(self, panels: np.ndarray, flat: np.ndarray) -> None:
-        layout.convert(self.network.layers, flat, panels, 0, 0, 1)
+        self._move(layout.convert, self.network.layers, flat, panels, 0)
 
     def start(
         self,
@@ -373,9 +386,8 @@ class Session:
             if min(update.clip_norm, update.clip_value) < np.inf:
                 mode = epoch.CLIPPED
         grad_rows = 0 if mode == epoch.FUSED else self._n_slices
-        panels, grad, average = self._team.state.zeros(
-            dtype, (n_slots, size), (grad_rows, size), (0 if update.average_decay is None else size,)
-        )
+        average_size = 0 if update.average_decay is None else size
+        grad, average, panels = self._team.state.arrays(dtype, [(grad_rows, size), (average_size,)], [(n_slots, size)])
         for flat, packed in zip(slots, panels, strict=True):
             self._pack(flat, packed)
         self.parameters = self.parameters._replace(slots=panels, grad=grad, average=average)

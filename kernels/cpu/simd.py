@@ -87,6 +87,8 @@ def _choose_vectors() -> Vectors:
 
 
 VECTORS = _choose_vectors()
+#: Whether vectors are whole lines, which can be written past the caches: a part of one would have to wait for the rest.
+STREAMS = VECTORS.bytes == LINE_BYTES
 
 
 #: What a tile may do with its sums: write them, or the greater of them and zero, or what guides it times them, or those
@@ -276,6 +278,17 @@ class _Emitter:
     def store(self, value, pointer):
         pointer = self.builder.bitcast(pointer, value.type.as_pointer())
         self.builder.store(value, pointer, align=self.itemsize)
+
+    def stream(self, vector, pointer):
+        """Write a line past the caches, which need not fetch it first.
+
+        Such writes may overtake others, but no atomic instruction, and so no barrier of the team.
+        """
+        if not STREAMS:
+            return self.store(vector, pointer)
+        pointer = self.builder.bitcast(pointer, vector.type.as_pointer())
+        write = self.builder.store(vector, pointer, align=LINE_BYTES)
+        write.set_metadata("nontemporal", self.builder.module.add_metadata([ir.IntType(32)(1)]))
 
     def first_lanes(self, count):
         """A mask of the first ``count`` lanes."""
@@ -585,37 +598,42 @@ take_lanes = _lanes_intrinsic(lambda emitter, a, b, mask: emitter.store(emitter.
 give_lanes = _lanes_intrinsic(lambda emitter, a, b, mask: emitter.store_masked(emitter.load(a), b, mask))
 
 
-@intrinsic
-def transpose_lines(typingctx, source, target, count):
-    """Transpose as many lines as a vector has lanes; those from number ``count`` on are taken for zeros.
+def _make_transposition(store: Callable) -> Callable:
+    """An intrinsic ``f(source, target, count)``; ``store(emitter, vector, pointer)`` writes what it comes to."""
 
-    ``source = (array, start, stride)`` are lines that begin so far apart, all of them in memory; they become the
-    columns of as many lines of the target as a panel is wide: ``target = (array, start)``, element (lane, line) at
-    ``start + lane * width + line``.
-    """
+    @intrinsic
+    def transpose(typingctx, source, target, count):
+        def codegen(context, builder, signature, args):
+            emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
+            rows, stride = emitter.place(args[0], signature.args[0])
+            (columns,) = emitter.places(args[1:2], signature.args[1:2])
+            lanes, width = emitter.lanes, emitter.width
+            zero = ir.Constant(emitter.vector, [0.0] * lanes)
+            inside = [builder.icmp_signed("<", emitter.index(line), args[2]) for line in range(lanes)]
+            for part in range(0, width, lanes):
+                lines = (emitter.load(emitter.at(rows, emitter.times(line, stride), part)) for line in range(lanes))
+                vectors = [builder.select(is_inside, line, zero) for is_inside, line in zip(inside, lines, strict=True)]
+                # Interleaving the first half with the second moves the top bit of an element's line to the bottom of
+                # its position; once per bit of the line number, and lines have become columns.
+                for _ in range(lanes.bit_length() - 1):
+                    halves = zip(vectors[: lanes // 2], vectors[lanes // 2 :], strict=True)
+                    vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
+                for lane, vector in enumerate(vectors):
+                    store(emitter, vector, emitter.at(columns, (part + lane) * width))
+            return context.get_dummy_value()
 
-    def codegen(context, builder, signature, args):
-        emitter = _Emitter(context, builder, signature.args[0].types[0].dtype)
-        rows, stride = emitter.place(args[0], signature.args[0])
-        (columns,) = emitter.places(args[1:2], signature.args[1:2])
-        lanes, width = emitter.lanes, emitter.width
-        zero = ir.Constant(emitter.vector, [0.0] * lanes)
-        inside = [builder.icmp_signed("<", emitter.index(line), args[2]) for line in range(lanes)]
-        for part in range(0, width, lanes):
-            vectors = [
-                builder.select(inside[line], emitter.load(emitter.at(rows, emitter.times(line, stride), part)), zero)
-                for line in range(lanes)
-            ]
-            # Interleaving the first half with the second moves the top bit of an element's line to the bottom of its
-            # position; once per bit of the line number, and lines have become columns.
-            for _ in range(lanes.bit_length() - 1):
-                halves = zip(vectors[: lanes // 2], vectors[lanes // 2 :], strict=True)
-                vectors = [emitter.interleave(a, b, which) for a, b in halves for which in (0, 1)]
-            for lane, vector in enumerate(vectors):
-                emitter.store(vector, emitter.at(columns, (part + lane) * width))
-        return context.get_dummy_value()
+        return types.void(source, target, types.int64), codegen
 
-    return types.void(source, target, types.int64), codegen
+    return transpose
+
+
+#: ``transpose_lines(source, target, count)``: as many lines as a vector has lanes; those from number ``count`` on are
+#: taken for zeros. ``source = (array, start, stride)`` are lines that begin so far apart, all of them in memory; they
+#: become the columns of as many lines of the target as a panel is wide: ``target = (array, start)``, element
+#: (lane, line) at ``start + lane * width + line``.
+transpose_lines = _make_transposition(_Emitter.store)
+#: The same past the caches with ``STREAMS``; the target starts a line.
+stream_transposed = _make_transposition(_Emitter.stream)
 
 
 @intrinsic
