@@ -118,8 +118,7 @@ def show(function):
 #: Shows the register tiles; nothing is run.
 TILES = """
 from numba import njit, types
-from fastbp.kernels.cpu import narrow
-from fastbp.kernels.cpu.gemm import column_tile, product, sample_tile
+from fastbp.kernels.cpu.gemm import PRODUCT, UNIT_PRODUCT, column_tile, sample_tile
 
 @njit(_nrt=False)
 def gradient_tile(code, a, b, s, c, depth, run):
@@ -130,16 +129,13 @@ def narrow_gradient_tile(code, a, b, c, depth, run):
     sample_tile(code, a, b, (), c, depth, run)
 
 for element in (types.float32, types.float64):
-    place = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64))
+    for hook in (PRODUCT, UNIT_PRODUCT):
+        hook.dispatcher.compile(hook.kinds(element))
+        show(hook.dispatcher)
     panels = types.Tuple((types.Array(element, 1, "C"), types.int64, types.int64, types.int64))
     strided = types.Tuple((types.Array(element, 1, "C"), *[types.int64] * 4))
-    product.compile((place, place, panels, place, strided, types.int64, types.int64, types.int64))
-    show(product)
     gradient_tile.compile((types.int64, strided, panels, strided, strided, types.int64, types.int64))
     show(gradient_tile)
-    for narrow_product in (narrow.product_plus_bias, narrow.product_times_derivative):
-        narrow_product.compile((panels, place, strided, types.int64, types.int64, types.int64))
-        show(narrow_product)
     narrow_gradient_tile.compile((types.int64, panels, panels, panels, types.int64, types.int64))
     show(narrow_gradient_tile)
 """
@@ -215,8 +211,9 @@ def loops(assembly: str, instruction: str) -> list[str]:
     ("processor", "register", "instruction"),
     [("skylake-avx512", "zmm", "vfmadd"), ("haswell", "ymm", "vfmadd"), ("nehalem", "xmm", "mulp[sd]")],
 )
-def test_tiles_fill_the_registers_of_each_processor(processor, register, instruction):
-    assembly = run(NATIVE + TILES, NUMBA_CPU_NAME=processor, NUMBA_CPU_FEATURES="")
+def test_tiles_fill_the_registers_of_each_processor(tmp_path, processor, register, instruction):
+    environment = {"NUMBA_CPU_NAME": processor, "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assembly = run(NATIVE + TILES, **environment)
     found = loops(assembly, instruction)
     assert len(found) >= 8
     for loop in found:
@@ -238,8 +235,9 @@ def test_update_rules_fill_the_registers_and_do_not_divide(tmp_path):
 
 
 @pytest.mark.skipif(platform.machine() not in ("x86_64", "AMD64"), reason="translates from x86-64")
-def test_tiles_fill_the_registers_of_neon():
-    assembly = run(NEON + TILES, NUMBA_CPU_NAME="generic", NUMBA_CPU_FEATURES="")
+def test_tiles_fill_the_registers_of_neon(tmp_path):
+    environment = {"NUMBA_CPU_NAME": "generic", "NUMBA_CPU_FEATURES": "", "NUMBA_CACHE_DIR": str(tmp_path)}
+    assembly = run(NEON + TILES, **environment)
     found = loops(assembly, "fmla")
     assert len(found) >= 8
     for loop in found:

@@ -9,51 +9,33 @@ import numpy as np
 
 import fastbp
 from fastbp.backend import Data, Session, Update
-from fastbp.kernels.cpu import narrow
-from fastbp.kernels.cpu.delta import delta
-from fastbp.kernels.cpu.forward import forward
-from fastbp.kernels.cpu.gradient import UPDATE, gradient
+from fastbp.kernels.cpu.gradient import UPDATE, call_gradient
 from fastbp.kernels.cpu.jit import entry
+from fastbp.kernels.cpu.rows import call_take_rows
+from fastbp.kernels.cpu.simd import hold
 
 from .timing import seconds_each
 
 ROWS = 128
+ALL, NONE = (0, 2), (0, 0)
 
 
 @entry
-def run_forward(network, parameters, data, work, times):
-    n_rows, span = len(data.X), (0, len(network.layers))
+def run_rows(network, parameters, data, work, forth, back, times):
+    held, key, n_rows = hold((network, parameters, data, work)), np.uint64(0), len(data.X)
     for _ in range(times):
         for block in range((n_rows + work.block_rows - 1) // work.block_rows):
             first = block * work.block_rows
-            rows = min(work.block_rows, n_rows - first)
-            if network.narrow:
-                narrow.forward(network, parameters, data, work, block, first, 0, rows, True, 0)
-            else:
-                forward(network, parameters, data, work, block, first, 0, rows, np.uint64(0), True, span, 0)
-
-
-@entry
-def run_delta(network, parameters, data, work, times):
-    n_rows, span = len(data.X), (0, len(network.layers))
-    for _ in range(times):
-        for block in range((n_rows + work.block_rows - 1) // work.block_rows):
-            rows = min(work.block_rows, n_rows - block * work.block_rows)
-            if network.narrow:
-                narrow.delta(network, parameters, work, block, rows)
-            else:
-                delta(network, parameters, work, block, rows, span, 0)
+            place = block, first, 0, min(work.block_rows, n_rows - first)
+            call_take_rows(network.at.take_rows, (held, *place, key, 0.0, 1, forth, False, back, 0))
 
 
 @entry
 def run_gradient(network, parameters, data, work, optimizer, times):
-    no_penalty = work.a.dtype.type(0)
+    held, rule, no_penalty = hold((network, parameters, data, work)), hold(optimizer), work.a.dtype.type(0)
     for _ in range(times):
         chunk = 0, len(data.X), UPDATE, 0, 0, 1
-        if network.narrow:
-            narrow.gradient(network, parameters, work, optimizer, no_penalty, no_penalty, *chunk)
-        else:
-            gradient(network, parameters, work, optimizer, no_penalty, no_penalty, *chunk)
+        call_gradient(network.at.gradient, (held, rule, no_penalty, no_penalty, *chunk))
 
 
 class Kernels:
@@ -69,8 +51,10 @@ class Kernels:
     def setup(self, width):
         net = fastbp.MLP((width,) * 3, initializer=0.01)
         X = np.random.default_rng(0).standard_normal((ROWS, width), np.float32)
-        empty = np.zeros(0, np.float32)
-        data = Data(X, np.zeros_like(X), np.zeros(0, np.int64), empty, np.zeros(0, np.int64))
+        given = X, np.zeros_like(X), np.zeros(0, np.int64), np.zeros(0, np.float32)
+        for array in given:
+            array.flags.writeable = False
+        data = Data(*given, np.zeros(0, np.int64))
         slots = np.zeros((2, net.n_parameters), np.float32)
         with Session(net._topology, net.theta, np.zeros((2, 0)), ROWS) as session:
             session.start(
@@ -89,10 +73,10 @@ class Kernels:
             self.optimizer = session._optimizer
 
     def track_forward(self, width):
-        return seconds_each(lambda times: run_forward(*self.args, times))
+        return seconds_each(lambda times: run_rows(*self.args, ALL, NONE, times))
 
     def track_delta(self, width):
-        return seconds_each(lambda times: run_delta(*self.args, times))
+        return seconds_each(lambda times: run_rows(*self.args, NONE, ALL, times))
 
     def track_gradient_and_update(self, width):
         return seconds_each(lambda times: run_gradient(*self.args, self.optimizer, times))

@@ -1,4 +1,4 @@
-"""First use on a machine: a second process compiles one loop while this one compiles the other and most hooks.
+"""First use on a machine: a second process compiles some hooks and the entry points while this one compiles the others.
 
 Each is about half of the work, and the disk cache brings them together. Where there is no second process, or it fails,
 this one compiles everything.

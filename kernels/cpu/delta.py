@@ -9,7 +9,7 @@ from ..elementary import exp, log
 from ..losses import LOSSES, Loss, identity_link
 from ..problem import DENSE
 from .forward import is_rectified, sample, take_columns, transpose_square
-from .gemm import product, terms_at_once
+from .gemm import call_product, terms_at_once
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, fill
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, WT, n_panels
@@ -26,6 +26,7 @@ from .simd import (
     fill_line,
     lane_count,
     line_size,
+    look,
     multiply_line,
     raise_line,
     subtract_line,
@@ -150,13 +151,14 @@ def weigh(data, first, n_rows, scale, weight):
             weight[r] *= data.weight[sample(data, first + r)]
 
 
-@embedded
-def output_delta(network, data, work, block, first, position, n_rows, scale, thread):
+def output_delta(held, block, first, position, n_rows, scale, thread):
     """Loss and output delta of a block, into ``work.loss`` and ``work.delta``.
 
-    ``scale`` times a sample's weight is its share of the update. As many rows as a line has lanes are taken at a time,
-    and transposed: so few outputs fill the vectors, and a softmax sums over lines. Precondition: ``work.a`` holds z.
+    ``held`` are network, parameters, data and workspace; ``scale`` times a sample's weight is its share of the update.
+    As many rows as a line has lanes are taken at a time, and transposed: so few outputs fill the vectors, and a softmax
+    sums over lines. Precondition: ``work.a`` holds z.
     """
+    network, _, data, work = look(held)
     layers = network.layers
     layer = layers[len(layers) - 1]
     n_out = layer[N_OUT]
@@ -201,6 +203,10 @@ def output_delta(network, data, work, block, first, position, n_rows, scale, thr
                 take_lanes((targets, k * width), (work.delta, start + k * work.block_rows + row), rows)
 
 
+OUTPUT_DELTA = Hook(output_delta)
+call_output_delta = OUTPUT_DELTA.call
+
+
 @inlined
 def times_derivative(network, work, depth):
     """How tiles of a layer's delta come to be multiplied by f'(z): their finish and guide; see `make_tile`."""
@@ -208,7 +214,7 @@ def times_derivative(network, work, depth):
     return (PASS, to_a) if is_rectified(network, depth) else (MULTIPLY, 0)
 
 
-@embedded
+@inlined
 def delta(network, parameters, work, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
 
@@ -216,7 +222,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
     """
     width = line_size(work.a)
     start = block * work.block_size
-    panel_size = work.block_rows * width
+    panel_size, number = work.block_rows * width, work.a.dtype.type(0)
     for depth in range(span[1] - 1, max(span[0], 1) - 1, -1):
         layer = network.layers[depth]
         if layer[KIND] == DENSE:
@@ -229,17 +235,15 @@ def delta(network, parameters, work, block, n_rows, span, thread):
                     of_terms = start + layer[NODE_OUT] * work.block_rows + term // width * panel_size
                     place = start + layer[NODE_IN] * work.block_rows + panel * panel_size
                     # All panels' sums are kept only if all of them are interrupted.
-                    sums = work.sums[thread], panel * panel_size if n_terms < n_out else 0
-                    product(
-                        (work.delta, of_terms, panel_size),
-                        (parameters.WT, layer[WT] + panel * panel_weights + term * width, panel_weights),
-                        (*sums, width, panel_size) if term else (work.zeros, 0, 0, 0),
-                        (*sums, panel_size),
-                        (work.delta, place, panel_size, finish, guide) if is_last else (*sums, panel_size, STORE, 0),
-                        min(n_terms, n_out - term),
-                        n_rows,
-                        min(VECTORS.panels, panels - panel),
-                    )
+                    sums = address_of(work.sums[thread], panel * panel_size if n_terms < n_out else 0)
+                    weights = layer[WT] + panel * panel_weights + term * width
+                    a, b = address_of(work.delta, of_terms), address_of(parameters.WT, weights)
+                    s = (sums, width, panel_size) if term else (address_of(work.zeros, 0), 0, 0)
+                    out = address_of(work.delta, place)
+                    c = (out, panel_size, finish, guide) if is_last else (sums, panel_size, STORE, 0)
+                    size = min(n_terms, n_out - term), n_rows, min(VECTORS.panels, panels - panel)
+                    places = (a, panel_size), (b, panel_weights), s, (sums, panel_size), c
+                    call_product(network.at.product, (*places, *size, number))
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
-            place = start, block * work.block_rows
-            call_apart(network.at.delta, (layer, parameters, work, *place, network.epsilon[depth], n_rows, thread))
+            place = start, block * work.block_rows, network.epsilon[depth]
+            call_apart(network.at.delta_apart, (layer, parameters, work, *place, n_rows, thread))

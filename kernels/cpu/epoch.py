@@ -11,25 +11,25 @@ import numpy as np
 
 from .. import random
 from ..random import fold, mix
-from . import narrow
-from .delta import delta, output_delta
-from .forward import forward, sample, transpose_square
+from .forward import sample, transpose_square
 from .gradient import (
     UPDATE,
     call_apply,
+    call_gradient,
     call_norms,
     call_reduce,
     call_settle,
     clipping_scale,
-    gradient,
     step_scalars,
 )
 from .jit import entry, inlined, routine
 from .layers import call_batch, moving_moments
 from .layout import NODE_OUT, convert
+from .rows import call_take_rows
 from .simd import (
     flush_subnormals,
     give_lanes,
+    hold,
     line_size,
     restore_subnormals,
     view,
@@ -130,51 +130,36 @@ def total_weight(data, first, n_rows):
 
 
 @inlined
-def take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, start, step, thread):
-    """Take rows ``begin`` to ``end`` of an update forward, to their loss, and back: every ``step``-th block.
+def take_blocks(network, parameters, work, held, rows, key, scale, parts, thread):
+    """Take rows of an update forward, to their loss, and back: every ``step``-th block, ``parts`` being (start, step).
 
-    The blocks' memory begins with number ``base``, their samples at position ``first`` of the epoch. All blocks wait
-    for each other where a normalization looks at the whole batch.
+    ``rows`` is (base, first, begin, end): rows ``begin`` to ``end``, whose blocks' memory begins with number ``base``,
+    of samples from position ``first`` of the epoch on. All blocks wait for each other where a normalization looks at
+    the whole batch.
     """
-    layers, stops = network.layers, network.batch_norms
+    (base, first, begin, end), (start, step) = rows, parts
+    layers, stops, at = network.layers, network.batch_norms, network.at
     block_rows, n_rows, n_stops = work.block_rows, end - begin, len(stops)
     for turn in range(2 * n_stops + 1):  # forward from stop to stop, in the last stretch back as well, then back
         k = min(turn, 2 * n_stops - turn)
         since = stops[k - 1] if k else 0
         until = stops[k] if k < n_stops else len(layers)
+        forth = (since, until) if turn <= n_stops else (0, 0)
+        back = (since + (k > 0), until + (turn > n_stops)) if turn >= n_stops else (0, 0)
         for block in range(start, (n_rows + block_rows - 1) // block_rows, step):
             number, position = base + block, begin + block * block_rows
-            rows = min(block_rows, end - position)
-            if turn <= n_stops:
-                span = since, until
-                forward(network, parameters, data, work, number, first, position, rows, key, np.int64(1), span, thread)
-            if turn == n_stops:
-                output_delta(network, data, work, number, first, position, rows, scale, thread)
-            if turn >= n_stops:
-                span = since + (k > 0), until + (turn > n_stops)
-                delta(network, parameters, work, number, rows, span, thread)
+            count = min(block_rows, end - position)
+            place = number, first, position, count
+            call_take_rows(at.take_rows, (held, *place, key, scale, 1, forth, turn == n_stops, back, thread))
         if turn < 2 * n_stops:
             barrier(work.sync, step)
-            back = np.int64(turn >= n_stops)
-            stop = stops[k - back]
+            is_back = np.int64(turn >= n_stops)
+            stop = stops[k - is_back]
             share = thread, step
             epsilon = network.epsilon[stop]
             place = work.block_size, epsilon
-            call_batch(network.at.batch, (back, layers[stop], parameters, work, *place, n_rows, *share))
+            call_batch(at.batch, (is_back, layers[stop], parameters, work, *place, n_rows, *share))
             barrier(work.sync, step)
-
-
-@inlined
-def take_chunk(network, parameters, data, work, optimizer, penalties, rows, key, scale, into, share):
-    """Take rows ``begin`` to ``end`` of an update through both phases.
-
-    ``rows`` is ``(base, first, begin, end)`` and ``share`` is ``(part, n_parts, thread)``, with names as in
-    `take_blocks` and `gradient`.
-    """
-    (l1, l2), (base, first, begin, end), (part, n_parts, thread) = penalties, rows, share
-    take_blocks(network, parameters, data, work, base, first, begin, end, key, scale, part, n_parts, thread)
-    barrier(work.sync, n_parts)
-    gradient(network, parameters, work, optimizer, l1, l2, base, end - begin, into, thread, part, n_parts)
 
 
 @routine
@@ -222,147 +207,126 @@ def publish(network, parameters, work, run, thread, n_threads):
         run.cursor[DIVERGED] = diverged
 
 
-def make_train(take_chunk, variant=""):
-    """Make the training loop around what takes a chunk through both phases.
+@inlined
+def backpropagate(network, parameters, work, optimizer, both, first, n_rows, weight, key, share, thread, n_threads):
+    """Both phases of an update over ``n_rows`` samples of that weight from position ``first``.
 
-    There is one of its own for each, since a step of a small network just fits into the instruction cache.
+    Returns their mean loss. With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way
+    of ``parameters.grad[0]``, where ``NONE`` leaves the gradient.
+
+    A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
+    whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations
+    never leave its cache, and the slices' gradients are added up in order.
     """
-
-    def backpropagate(network, parameters, data, work, optimizer, first, n_rows, weight, key, share, thread, n_threads):
-        """Both phases of an update over ``n_rows`` samples of that weight from position ``first``.
-
-        Returns their mean loss. With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way
-        of ``parameters.grad[0]``, where ``NONE`` leaves the gradient.
-
-        A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
-        whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations
-        never leave its cache, and the slices' gradients are added up in order.
-        """
-        scale = 1.0 / weight if weight > 0.0 else 0.0
-        number = parameters.W.dtype.type
-        l1, l2 = number(network.l1), number(network.l2)
-        if network.penalty_by_batch:
-            l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
-        chunk_rows = work.chunk_rows
-        n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
-        shared = n_chunks == 1
-        part, n_parts = (thread, n_threads) if shared else (0, 1)
-        base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
-        n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
-        for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
-            slice_loss = 0.0
-            first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
-            for chunk in range(first_chunk, last_chunk):
-                begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
-                into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
-                rows, part_of = (base, first, begin, end), (part, n_parts, thread)
-                take_chunk(network, parameters, data, work, optimizer, (l1, l2), rows, key, scale, into, part_of)
-                for r in range(base * work.block_rows, base * work.block_rows + end - begin):
-                    slice_loss += work.loss[r]
-            work.slice_loss[thread if shared else k] = slice_loss
+    held, held_optimizer = both
+    scale = 1.0 / weight if weight > 0.0 else 0.0
+    number = parameters.W.dtype.type
+    l1, l2 = number(network.l1), number(network.l2)
+    if network.penalty_by_batch:
+        l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
+    chunk_rows = work.chunk_rows
+    n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
+    shared = n_chunks == 1
+    part, n_parts = (thread, n_threads) if shared else (0, 1)
+    base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
+    n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
+    for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
+        slice_loss = 0.0
+        first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
+        for chunk in range(first_chunk, last_chunk):
+            begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
+            into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
+            rows, parts = (base, first, begin, end), (part, n_parts)
+            take_blocks(network, parameters, work, held, rows, key, scale, parts, thread)
+            barrier(work.sync, n_parts)
+            rules, place = (held_optimizer, l1, l2), (base, end - begin)
+            call_gradient(network.at.gradient, (held, *rules, *place, into, thread, part, n_parts))
+            for r in range(base * work.block_rows, base * work.block_rows + end - begin):
+                slice_loss += work.loss[r]
+        work.slice_loss[thread if shared else k] = slice_loss
+    barrier(work.sync, n_threads)
+    if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
+        loss = work.slice_loss[thread]
+    else:
+        loss = 0.0
+        for k in range(n_slices):
+            loss += work.slice_loss[k]
+    in_memory = not shared or optimizer.mode != FUSED
+    if in_memory:
+        call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
+        if optimizer.mode == CLIPPED:
+            call_norms(network.at.norms, (network, parameters, thread, n_threads))
         barrier(work.sync, n_threads)
-        if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
-            loss = work.slice_loss[thread]
-        else:
-            loss = 0.0
-            for k in range(n_slices):
-                loss += work.slice_loss[k]
-        in_memory = not shared or optimizer.mode != FUSED
-        if in_memory:
-            call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
-            if optimizer.mode == CLIPPED:
-                call_norms(network.at.norms, (network, parameters, thread, n_threads))
-            barrier(work.sync, n_threads)
-        if l1 > 0 or l2 > 0:
-            for penalty in work.penalty:
-                loss += penalty
-        if in_memory and optimizer.mode != NONE:
-            clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
-            limit = number(optimizer.clip_value)
-            call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
-            barrier(work.sync, n_threads)
-        if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size > 0):
-            call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
-            barrier(work.sync, n_threads)
-        return loss
-
-    backpropagate = inlined(backpropagate, variant)
-
-    def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
-        """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
-
-        Preconditions: WT is the transpose of W; ``parameters.grad`` has rows, or ``optimizer.mode`` is ``FUSED`` and no
-        update has more than ``chunk_rows`` rows.
-        """
-        control = flush_subnormals()
-        n_samples = len(data.X)
-        epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
-        loss_sum, weight_sum = run.sums[0], run.sums[1]
-        diverged = False
-        barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
-        for _ in range(max_updates):
-            if epoch >= max_epochs or diverged:
-                break
-            epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
-            if position == 0:
-                loss_sum, weight_sum = 0.0, 0.0
-                if run.shuffle:
-                    if thread == 0:
-                        permute(data.order, epoch_key)
-                    barrier(work.sync, n_threads)
-            rows = min(run.update_rows, n_samples - position)
-            step += 1
-            update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
-            step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
-            key = fold(epoch_key, position)
-            weight = total_weight(data, position, rows)
-            share = 0.0
-            if step > run.average_from:
-                share = 1.0 / (step - run.average_from)
-                if run.average_decay < 1.0 and share < 1.0:
-                    share = 1.0 - run.average_decay
-            loss = backpropagate(
-                network, parameters, data, work, optimizer, position, rows, weight, key, share, thread, n_threads
-            )
-            diverged = not math.isfinite(loss)
-            loss_sum += loss * weight
-            weight_sum += weight
-            position += rows
-            if position == n_samples and not diverged:
-                if thread == 0:
-                    run.loss[epoch] = loss_sum / weight_sum
-                    run.cursor[STEP] = step
-                diverged = is_wrong(parameters, work, thread, n_threads)
-                if not diverged:
-                    write(network, parameters, run, thread, n_threads)
-                    epoch, position = epoch + 1, 0
-        if thread == 0:
-            run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
-            run.cursor[DIVERGED] = diverged
-            run.sums[0], run.sums[1] = loss_sum, weight_sum
-        restore_subnormals(control)
-
-    return inlined(train, variant)
-
-
-_train = make_train(take_chunk)
-_train_narrow = make_train(narrow.take_chunk, "narrow")
+    if l1 > 0 or l2 > 0:
+        for penalty in work.penalty:
+            loss += penalty
+    if in_memory and optimizer.mode != NONE:
+        clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
+        limit = number(optimizer.clip_value)
+        call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
+        barrier(work.sync, n_threads)
+    if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size > 0):
+        call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
+        barrier(work.sync, n_threads)
+    return loss
 
 
 @entry
 def train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
-    """Train a network whose lanes are units; see `make_train`."""
-    _train(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads)
+    """Make up to ``max_updates`` updates, until ``max_epochs`` epochs are done in all or a loss is not finite.
 
-
-@entry
-def train_narrow(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads):
-    """Train a network whose lanes are samples; see `make_train`."""
-    _train_narrow(network, parameters, data, work, optimizer, run, max_updates, max_epochs, thread, n_threads)
-
-
-#: By `Network.narrow`.
-TRAIN = train, train_narrow
+    Preconditions: WT is the transpose of W; ``parameters.grad`` has rows, or ``optimizer.mode`` is ``FUSED`` and no
+    update has more than ``chunk_rows`` rows.
+    """
+    control = flush_subnormals()
+    held, held_optimizer = hold((network, parameters, data, work)), hold(optimizer)
+    n_samples = len(data.X)
+    epoch, position, step = run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP]
+    loss_sum, weight_sum = run.sums[0], run.sums[1]
+    diverged = False
+    barrier(work.sync, n_threads)  # all have read the cursor before thread 0 writes it
+    for _ in range(max_updates):
+        if epoch >= max_epochs or diverged:
+            break
+        epoch_key = fold(mix(network.seed), run.first_epoch + epoch)
+        if position == 0:
+            loss_sum, weight_sum = 0.0, 0.0
+            if run.shuffle:
+                if thread == 0:
+                    permute(data.order, epoch_key)
+                barrier(work.sync, n_threads)
+        rows = min(run.update_rows, n_samples - position)
+        step += 1
+        update = position // run.update_rows if run.learning_rate.shape[1] > 1 else 0
+        step_scalars(optimizer, work, thread, run.learning_rate[epoch, update], step)
+        key = fold(epoch_key, position)
+        weight = total_weight(data, position, rows)
+        share = 0.0
+        if step > run.average_from:
+            share = 1.0 / (step - run.average_from)
+            if run.average_decay < 1.0 and share < 1.0:
+                share = 1.0 - run.average_decay
+        both = held, held_optimizer
+        loss = backpropagate(
+            network, parameters, work, optimizer, both, position, rows, weight, key, share, thread, n_threads
+        )
+        diverged = not math.isfinite(loss)
+        loss_sum += loss * weight
+        weight_sum += weight
+        position += rows
+        if position == n_samples and not diverged:
+            if thread == 0:
+                run.loss[epoch] = loss_sum / weight_sum
+                run.cursor[STEP] = step
+            diverged = is_wrong(parameters, work, thread, n_threads)
+            if not diverged:
+                write(network, parameters, run, thread, n_threads)
+                epoch, position = epoch + 1, 0
+    if thread == 0:
+        run.cursor[EPOCH], run.cursor[POSITION], run.cursor[STEP] = epoch, position, step
+        run.cursor[DIVERGED] = diverged
+        run.sums[0], run.sums[1] = loss_sum, weight_sum
+    restore_subnormals(control)
 
 
 @inlined
@@ -394,17 +358,16 @@ def evaluate(network, parameters, data, work, z, losses, thread, n_threads):
         if thread == 0:
             moving_moments(network, parameters, work)
         barrier(work.sync, n_threads)
+    held, n_layers = hold((network, parameters, data, work)), len(network.layers)
     for first in range(thread * work.block_rows, len(data.X), n_threads * work.block_rows):
         rows = min(work.block_rows, len(data.X) - first)
-        span, place, training = (np.int64(0), len(network.layers)), np.int64(0), np.int64(0)
-        if network.narrow:
-            narrow.forward(network, parameters, data, work, thread, first, place, rows, training, thread)
-        else:
-            forward(network, parameters, data, work, thread, first, place, rows, key, training, span, thread)
+        place, wants_loss, training = (thread, first, 0, rows), losses.size > 0, 0
+        call_take_rows(
+            network.at.take_rows, (held, *place, key, 1.0, training, (0, n_layers), wants_loss, (0, 0), thread)
+        )
         if z.size:
             give_outputs(network, z, first, work, start, rows, thread)
         if losses.size:
-            output_delta(network, data, work, thread, first, np.int64(0), rows, 1.0, thread)
             for r in range(rows):
                 losses[first + r] = work.loss[thread * work.block_rows + r]
     restore_subnormals(control)

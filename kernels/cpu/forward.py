@@ -2,13 +2,12 @@
 
 from functools import cache
 
-import numpy as np
 from numba import int64
 
 from ..activations import ACTIVATIONS, Activation
 from ..problem import DENSE
 from ..random import fold, uniform
-from .gemm import product, terms_at_once
+from .gemm import call_product, terms_at_once
 from .jit import Hook, embedded, inlined, new_variant, select
 from .layers import call_apart, call_perturb
 from .layout import ACTIVATE_AT, ACTIVATION, KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, RECTIFIES, W, n_panels
@@ -196,18 +195,19 @@ def is_rectified(network, depth):
     return network.layers[depth, RECTIFIES] and network.dropout[depth] == 0.0
 
 
-@embedded
+@inlined
 def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
 
-    Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``,
-    but for layers that `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row
-    within the update.
+    Leaves a[l] of each layer in
+    ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``, but for layers that
+    `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row within the update.
     """
+    since, until = span
     width = line_size(work.a)
     start = block * work.block_size
-    panel_size = work.block_rows * width
-    if span[0] == 0:
+    panel_size, number = work.block_rows * width, work.a.dtype.type(0)
+    if since == 0 and until > 0:
         gather(data, work, start, first + position, n_rows)
         if training and network.noise > 0.0:
             noise_key = fold(key, len(network.layers))
@@ -215,12 +215,12 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                 network.at.perturb,
                 (work.a, start, data.X.shape[1], work.block_rows, network.noise, noise_key, position, n_rows),
             )
-    for depth in range(span[0], span[1]):
+    for depth in range(since, until):
         layer = network.layers[depth]
         n_in, panels, rectifies = layer[N_IN], n_panels(layer[N_OUT], width), is_rectified(network, depth)
         if layer[KIND] != DENSE:
             place = start, block * work.block_rows, network.epsilon[depth]
-            call_apart(network.at.forward, (layer, parameters, work, *place, n_rows, thread))
+            call_apart(network.at.forward_apart, (layer, parameters, work, *place, n_rows, thread))
             activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
             continue
         n_terms, panel_weights = terms_at_once(n_in, n_rows, width), (n_in + 1) * width
@@ -229,17 +229,14 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             for panel in range(0, panels, VECTORS.panels):
                 last_panel = min(panel + VECTORS.panels, panels)
                 weights = layer[W] + panel * panel_weights
-                place = start + layer[NODE_OUT] * work.block_rows + panel * panel_size
-                bias = parameters.W, weights + n_in * width, 0, panel_weights
-                product(
-                    (work.a, start + layer[NODE_IN] * work.block_rows + term // width * panel_size, panel_size),
-                    (parameters.W, weights + term * width, panel_weights),
-                    (work.a, place, width, panel_size) if term else bias,
-                    (work.a, place, panel_size),
-                    (work.a, place, panel_size, RECTIFY if is_last and rectifies else STORE, np.int64(0)),
-                    min(n_terms, n_in - term),
-                    n_rows,
-                    last_panel - panel,
-                )
+                place = address_of(work.a, start + layer[NODE_OUT] * work.block_rows + panel * panel_size)
+                bias = address_of(parameters.W, weights + n_in * width)
+                of_terms = start + layer[NODE_IN] * work.block_rows + term // width * panel_size
+                a, b = address_of(work.a, of_terms), address_of(parameters.W, weights + term * width)
+                s = (place, width, panel_size) if term else (bias, 0, panel_weights)
+                c = place, panel_size, RECTIFY if is_last and rectifies else STORE, 0
+                size = min(n_terms, n_in - term), n_rows, last_panel - panel
+                places = (a, panel_size), (b, panel_weights), s, (place, panel_size), c
+                call_product(network.at.product, (*places, *size, number))
                 if is_last and not rectifies:  # while z is in L1
                     activate_panels(network, work, start, depth, panel, last_panel, key, position, n_rows, training)

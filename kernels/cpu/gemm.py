@@ -3,9 +3,10 @@
 import itertools
 
 from numba.extending import register_jitable
+from numba.types import UniTuple, int64
 
-from .jit import embedded, inlined, routine
-from .simd import FINISHES, LINE_BYTES, STORE, VECTORS, Shape, line_size, make_tile, tile_code
+from .jit import Hook, routine
+from .simd import FINISHES, LINE_BYTES, STORE, VECTORS, Shape, array_at, line_size, make_tile, tile_code
 
 
 def _shapes(heights, panels, ones=(False,)):
@@ -34,6 +35,16 @@ BLOCK_BYTES = 1 << 19
 FAR_DEPTH = 128
 
 row_tile = make_tile(_shapes(ROW_HEIGHTS, PANELS), "row", FINISHES)
+_UNIT_SHAPES = {
+    *_shapes(_halves(VECTORS.units), _halves(VECTORS.lines)),
+    *_shapes(_halves(VECTORS.single), [1]),
+}
+unit_tile = make_tile(sorted(_UNIT_SHAPES), "unit", FINISHES)
+
+
+def _places(*sizes):
+    """Types of an address and what follows it, so many words in all."""
+    return [UniTuple(int64, size) for size in sizes]
 
 
 @routine
@@ -72,86 +83,74 @@ def terms_at_once(depth, n_rows, width):
     return max(NEAR_TERMS, BLOCK_BYTES // row_bytes // NEAR_TERMS * NEAR_TERMS)
 
 
-@embedded
-def product(a, b, s, part, c, depth, n_rows, panels):
+def product(a, b, s, part, c, depth, n_rows, panels, number):
     """C = S + A B for a block of rows and the panels of one tile, or fewer.
 
-    ``a = (array, start, panel stride)`` is a block of rows in panels; ``b = (array, start, panel stride)`` is as many
-    weights as the sums have terms, in panels behind which there are those that are wanted next; ``s = (array, start,
-    row, panel)`` says how far it is to S's next row and panel. ``part = (array, start, panel stride)``, which holds
-    sums that are to go on, and ``c = (array, start, panel stride, finish, guide)`` lie like A; see `make_tile`. Rows up
-    to the next multiple of the lowest tile are computed too: their memory must exist.
+    ``a = (address, panel stride)`` is a block of rows in panels; ``b = (address, panel stride)`` is as many weights as
+    the sums have terms, in panels behind which there are those that are wanted next; ``s = (address, row, panel)`` says
+    how far it is to S's next row and panel. ``part = (address, panel stride)``, which holds sums that are to go on, and
+    ``c = (address, panel stride, finish, guide)`` lie like A; see `make_tile`. Rows up to the next multiple of the
+    lowest tile are computed too: their memory must exist. ``number`` is any of the type of all.
     """
-    a_array, a_start, a_panel = a
-    b_array, b_start, b_panel = b
-    part_array, part_start, part_panel = part
+    (a_at, a_panel), (b_at, b_panel), (s_at, s_row, s_panel), (part_at, part_panel) = a, b, s, part
+    c_at, c_panel, finish, guide = c
+    a_array, b_array, part_array = array_at(a_at, 0, number), array_at(b_at, 0, number), array_at(part_at, 0, number)
+    s, c = (array_at(s_at, 0, number), 0, s_row, s_panel), (array_at(c_at, 0, number), 0, c_panel, finish, guide)
     width = line_size(a_array)
     pieces = (depth + NEAR_TERMS - 1) // NEAR_TERMS
     step = ((depth + pieces - 1) // pieces + width - 1) // width * width
     begin = s
     for k in range(0, depth, step):
         terms = min(step, depth - k)
-        rows = a_array, a_start + k // width * a_panel, a_panel
+        rows = a_array, k // width * a_panel, a_panel
         ahead = 0
         if depth >= FAR_DEPTH:
             over, line = divmod(VECTORS.panels * k, depth)
             ahead = (VECTORS.panels + over) * b_panel + (line - k) * width
-        weights = b_array, b_start + k * width, b_panel, ahead
-        out = (part_array, part_start, part_panel, STORE, 0) if k + terms < depth else c
+        weights = b_array, k * width, b_panel, ahead
+        out = (part_array, 0, part_panel, STORE, 0) if k + terms < depth else c
         _multiply_rows(rows, weights, begin, out, terms, n_rows, panels)
-        begin = part_array, part_start, width, part_panel
+        begin = part_array, 0, width, part_panel
 
+
+PRODUCT = Hook(product, lambda real: (*_places(2, 2, 3, 2, 4), int64, int64, int64, real))
 
 #: S + a^T delta, and with a row of ones S + the sum of delta.
 column_tile = make_tile(_shapes(COLUMN_HEIGHTS, PANELS, ones=(True, False)), "column", ("store",))
 
 
-@inlined
-def _zero(array, place, row):
-    return ()
+def unit_product(a, b, s, c, depth, n_rows, n_lines, number):
+    """C = S + A B with samples in the lanes of B and C.
 
-
-@inlined
-def _bias(array, place, row):
-    return array, place, row
-
-
-def make_unit_product(begin, finishes):
-    """Make ``multiply(a, b, c, depth, n_rows, n_lines)``: C = S + A B with samples in the lanes of B and C.
-
-    ``a = (array, start, row, term)`` says how far it is to A's next row and term, ``b = (array, start, stride)`` and
-    ``c = (array, start, stride, finish, guide)`` where rows of ``n_lines`` contiguous lines lie, and how far apart. S
-    is zero, or with ``begin`` "bias" the number that follows each row of A. For the rest see `make_tile`.
+    ``a = (address, row, term)`` says how far it is to A's next row and term, ``s = (address, row)`` to S's next row,
+    which is a single number; ``b = (address, stride)`` and ``c = (address, stride, finish, guide)`` say where rows of
+    ``n_lines`` contiguous lines lie, and how far apart. For the rest see `make_tile`; ``number`` is any of the type of
+    all.
     """
-    start = {"zero": _zero, "bias": _bias}[begin]
-    tallest, widest, single = VECTORS.units, VECTORS.lines, VECTORS.single
-    shapes = {*_shapes(_halves(tallest), _halves(widest)), *_shapes(_halves(single), [1])}
-    tile = make_tile(sorted(shapes), "unit", finishes)
+    (a_at, a_row, a_term), (b_at, b_stride), (s_at, s_row), (c_at, c_stride, finish, guide) = a, b, s, c
+    a_array, b_array = array_at(a_at, 0, number), array_at(b_at, 0, number)
+    s_array, c_array = array_at(s_at, 0, number), array_at(c_at, 0, number)
+    width = line_size(b_array)
+    line, lines = 0, VECTORS.lines
+    while line < n_lines:
+        while lines > n_lines - line:
+            lines //= 2
+        # One line needs a high tile to keep the multipliers busy, which takes longer to set up.
+        row, height = 0, VECTORS.single if lines == 1 and depth > VECTORS.single else VECTORS.units
+        while row < n_rows:
+            while height > n_rows - row:
+                height //= 2
+            factors = a_array, row * a_row, a_row, a_term
+            samples = b_array, line * width, b_stride
+            out = c_array, row * c_stride + line * width, c_stride, finish, guide
+            code = tile_code(height, lines, False)
+            unit_tile(code, factors, samples, (s_array, row * s_row, s_row), out, depth, depth)
+            row += height
+        line += lines
 
-    def multiply(a, b, c, depth, n_rows, n_lines):
-        a_array, a_start, a_row, a_term = a
-        b_array, b_start, b_stride = b
-        c_array, c_start, c_stride, finish, guide = c
-        width = line_size(b_array)
-        line, lines = 0, widest
-        while line < n_lines:
-            while lines > n_lines - line:
-                lines //= 2
-            # One line needs a high tile to keep the multipliers busy, which takes longer to set up.
-            row, height = 0, single if lines == 1 and depth > single else tallest
-            while row < n_rows:
-                while height > n_rows - row:
-                    height //= 2
-                factors = (a_array, a_start + row * a_row, a_row, a_term)
-                samples = (b_array, b_start + line * width, b_stride)
-                bias = start(a_array, a_start + row * a_row + depth * a_term, a_row)
-                out = (c_array, c_start + row * c_stride + line * width, c_stride, finish, guide)
-                tile(tile_code(height, lines, False), factors, samples, bias, out, depth, depth)
-                row += height
-            line += lines
 
-    return routine(multiply, begin)
-
+UNIT_PRODUCT = Hook(unit_product, lambda real: (*_places(3, 2, 2, 4), int64, int64, int64, real))
+call_product, call_unit_product = PRODUCT.call, UNIT_PRODUCT.call
 
 #: a delta^T of lines of samples, and with a row of ones the sum of delta.
 sample_tile = make_tile(_shapes(BLOCK_ROWS, BLOCK_PANELS, ones=(False, True)), "sample", ("sum",))

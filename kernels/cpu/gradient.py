@@ -43,6 +43,7 @@ from .simd import (
     copy_line,
     lane_count,
     line_size,
+    look,
     multiply_line,
     prefetch_into_l2,
     prefetch_to_write,
@@ -323,10 +324,20 @@ def make_gradient(sum_strip, variant=""):
                 work.penalty[before + number] = penalty
             begin, end, before = begin - cost(layer), end - cost(layer), before + groups * down
 
-    return embedded(gradient, variant)
+    return inlined(gradient, variant)
 
 
-gradient = make_gradient(sum_panels)
+_gradient = make_gradient(sum_panels)
+
+
+def gradient(held, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
+    """Gradient and update of a chunk, as `make_gradient` says; ``optimizer`` is held too."""
+    network, parameters, _, work = look(held)
+    _gradient(network, parameters, work, look(optimizer), l1, l2, block, n_rows, into, thread, part, n_parts)
+
+
+GRADIENT = Hook(gradient)
+call_gradient = GRADIENT.call
 
 
 @inlined

@@ -11,7 +11,9 @@ import numpy as np
 from numba import config, njit, typeof
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
+from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype
+from numba.types import Type, intp
 
 from ..digest import DIGEST
 from .simd import VECTORS, make_call, switch
@@ -23,6 +25,8 @@ if config.DISABLE_JIT:
 _WITHOUT_WRAPPER = {"no_cpython_wrapper": True}
 #: How the names of functions end that nobody calls but kernels.
 _INNER = "inner"
+#: What is in the names of those that run functions of the user's.
+_CUSTOM = "custom"
 _names: set[str] = set()
 _numbers = count()
 
@@ -46,7 +50,7 @@ def _compile(function: Callable, variant: str = "", **options: Any) -> Callable:
 
 def new_variant() -> str:
     """A name for what is compiled from functions of the user's."""
-    return f"custom {next(_numbers)}"
+    return f"{_CUSTOM} {next(_numbers)}"
 
 
 def routine(function: Callable, variant: str = "") -> Callable:
@@ -149,6 +153,16 @@ def _set_env(codegen: Any, name: str, env: Any, set_env: Callable = JITCPUCodege
         set_env(codegen, name, env)
 
 
+def _fix_index(
+    context: Any, builder: Any, kind: Any, index: Any, size: Any, fix: Callable = arrayobj.fix_integer_index
+) -> Any:
+    """Kernels count from an array's front, which need not be found out at each access; a user's function may not."""
+    name = builder.function.name
+    if "fastbp" in name and _CUSTOM not in name:
+        return context.cast(builder, index, kind, intp)
+    return fix(context, builder, kind, index, size)
+
+
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Compile without what Numba does for other code than this, and without garbage collection, which goes through all
@@ -158,10 +172,12 @@ def quick_compilation() -> Iterator[None]:
         was_enabled, library, set_env = gc.isenabled(), JITCPUCodegen._library_class, JITCPUCodegen.set_env
         gc.disable()
         JITCPUCodegen._library_class, JITCPUCodegen.set_env = _Library, _set_env
+        fix_index, arrayobj.fix_integer_index = arrayobj.fix_integer_index, _fix_index
         try:
             yield
         finally:
             JITCPUCodegen._library_class, JITCPUCodegen.set_env = library, set_env
+            arrayobj.fix_integer_index = fix_index
             if was_enabled:
                 gc.enable()
 
@@ -174,6 +190,8 @@ class Hook:
     ----------
     dispatcher : numba dispatcher
         What compiles it.
+    kinds : callable or None
+        From the type of numbers to those of the arguments.
     call : intrinsic
         ``call(address, args)`` in kernels.
     found : dict
@@ -183,7 +201,7 @@ class Hook:
     def __init__(self, function: Callable, kinds: Callable | None = None):
         """``kinds(real)`` gives the arguments' types for numbers of type ``real``; None takes them as they are."""
         self.dispatcher = entry(function, **_WITHOUT_WRAPPER)
-        self._kinds: Any = kinds
+        self.kinds: Any = kinds
         self.found: dict[np.dtype, int] = {}
         self.call = make_call(kinds, self.dispatcher.overloads)
 
@@ -197,12 +215,12 @@ class Hook:
     def address(self, dtype) -> int:
         """Where the machine code for numbers of this type lies; it stays there."""
         if dtype not in self.found:
-            self.found[dtype] = self._address(self._kinds(from_dtype(dtype)))
+            self.found[dtype] = self._address(self.kinds(from_dtype(dtype)))
         return self.found[dtype]
 
     def address_for(self, *args: Any) -> int:
-        """The same for arguments like these."""
-        return self._address(tuple(typeof(arg) for arg in args))
+        """The same for arguments like these, or of these types."""
+        return self._address(tuple(arg if isinstance(arg, Type) else typeof(arg) for arg in args))
 
     def _address(self, kinds: tuple) -> int:
         with quick_compilation():

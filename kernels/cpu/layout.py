@@ -83,10 +83,14 @@ ROW_STEP = max(1, VECTORS.rows // 3)
 
 
 class Addresses(NamedTuple):
-    """Where the hooks lie that few networks want."""
+    """Where the hooks lie: phases, and the product, which samples in the lanes take another way, and others."""
 
-    forward: int = 0
-    delta: int = 0
+    take_rows: int = 0
+    output_delta: int = 0
+    gradient: int = 0
+    product: int = 0
+    forward_apart: int = 0
+    delta_apart: int = 0
     batch: int = 0
     perturb: int = 0
     reduce: int = 0

@@ -5,20 +5,14 @@ from delta in panels, which takes no sums over lanes, but more multiply-adds whe
 units one way and for the others the other.
 """
 
-import numpy as np
-
-from .delta import output_delta, times_derivative
+from .delta import call_output_delta, times_derivative
 from .forward import call_activate, is_rectified, take_columns, transpose_square
-from .gemm import BLOCK_PANELS, BLOCK_ROWS, column_tile, make_unit_product, sample_tile
+from .gemm import BLOCK_PANELS, BLOCK_ROWS, call_unit_product, column_tile, sample_tile
 from .gradient import LOW, TALL, WIDE, make_gradient
-from .jit import embedded, inlined
+from .jit import Hook, inlined
 from .layers import fill
 from .layout import ACTIVATE_AT, ACTIVATION, IN_PANELS, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
-from .simd import RECTIFY, STORE, address_of, copy_line, line_size, tile_code, view
-from .team import barrier
-
-product_plus_bias = make_unit_product("bias", ("store", "rectify"))
-product_times_derivative = make_unit_product("zero", ("multiply", "pass"))
+from .simd import RECTIFY, STORE, address_of, copy_line, line_size, look, tile_code, view
 
 
 @inlined
@@ -34,35 +28,33 @@ def gather(data, work, start, first, n_rows, thread):
             copy_line(((columns, k * width), (work.a, start + k * work.block_rows + row)))
 
 
-@embedded
+@inlined
 def forward(network, parameters, data, work, block, first, position, n_rows, training, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through all layers; see `forward.forward`."""
     width, block_rows = line_size(work.a), work.block_rows
-    start, n_lines = block * work.block_size, n_panels(n_rows, line_size(work.a))
+    start, n_lines, number = block * work.block_size, n_panels(n_rows, width), work.a.dtype.type(0)
     gather(data, work, start, first + position, n_rows, thread)
     for depth in range(len(network.layers)):
         layer = network.layers[depth]
         n_out, out = layer[N_OUT], start + layer[NODE_OUT] * block_rows
         rectifies = is_rectified(network, depth)
-        product_plus_bias(
-            (parameters.W, layer[W], 1, n_out),
-            (work.a, start + layer[NODE_IN] * block_rows, block_rows),
-            (work.a, out, block_rows, RECTIFY if rectifies else STORE, np.int64(0)),
-            layer[N_IN],
-            n_out,
-            n_lines,
-        )
+        a = address_of(parameters.W, layer[W]), 1, n_out
+        b = address_of(work.a, start + layer[NODE_IN] * block_rows), block_rows
+        bias = address_of(parameters.W, layer[W] + layer[N_IN] * n_out), 1
+        c = address_of(work.a, out), block_rows, RECTIFY if rectifies else STORE, 0
+        call_unit_product(network.at.product, (a, b, bias, c, layer[N_IN], n_out, n_lines, number))
         if layer[ACTIVATE_AT] and not rectifies:
             size = (n_out - 1) * block_rows + n_lines * width
-            setting = work.a.dtype.type(network.setting[depth])
+            setting = type(number)(network.setting[depth])
             places = address_of(work.a, out), address_of(work.delta, out)
             call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, size, setting, training))
 
 
-@embedded
+@inlined
 def delta(network, parameters, work, block, n_rows):
     """Take a block's delta back through all layers, without that of the inputs, and into panels; see `delta.delta`."""
     width, start, block_rows = line_size(work.a), block * work.block_size, work.block_rows
+    number = work.a.dtype.type(0)
     for depth in range(len(network.layers) - 1, -1, -1):
         layer = network.layers[depth]
         n_out, out = layer[N_OUT], start + layer[NODE_OUT] * block_rows
@@ -74,14 +66,11 @@ def delta(network, parameters, work, block, n_rows):
                 transpose_square(work.delta, lines + row, block_rows, count, work.delta, line)
         if depth > 0:
             finish, guide = times_derivative(network, work, depth - 1)
-            product_times_derivative(
-                (parameters.W, layer[W], n_out, 1),
-                (work.delta, out, block_rows),
-                (work.delta, start + layer[NODE_IN] * block_rows, block_rows, finish, guide),
-                n_out,
-                layer[N_IN],
-                n_panels(n_rows, width),
-            )
+            a = address_of(parameters.W, layer[W]), n_out, 1
+            b, zero = (address_of(work.delta, out), block_rows), (address_of(work.zeros, 0), 0)
+            c = address_of(work.delta, start + layer[NODE_IN] * block_rows), block_rows, finish, guide
+            size = n_out, layer[N_IN], n_panels(n_rows, width)
+            call_unit_product(network.at.product, (a, b, zero, c, *size, number))
 
 
 @inlined
@@ -141,19 +130,24 @@ def sum_samples(network, parameters, layer, work, base, n_rows, group, first, la
     fill(view(strip, size, n_panels(size, width) * width - size), strip.dtype.type(0))
 
 
-gradient = make_gradient(sum_samples, "narrow")
+_gradient = make_gradient(sum_samples, "narrow")
 
 
-@inlined
-def take_chunk(network, parameters, data, work, optimizer, penalties, rows, key, scale, into, share):
-    """Take rows ``begin`` to ``end`` of an update through both phases; see `epoch.take_chunk`."""
-    (l1, l2), (base, first, begin, end), (part, n_parts, thread) = penalties, rows, share
-    block_rows = work.block_rows
-    for block in range(part, (end - begin + block_rows - 1) // block_rows, n_parts):
-        position = begin + block * block_rows
-        n_rows = min(block_rows, end - position)
-        forward(network, parameters, data, work, base + block, first, position, n_rows, np.int64(1), thread)
-        output_delta(network, data, work, base + block, first, position, n_rows, scale, thread)
-        delta(network, parameters, work, base + block, n_rows)
-    barrier(work.sync, n_parts)
-    gradient(network, parameters, work, optimizer, l1, l2, base, end - begin, into, thread, part, n_parts)
+def gradient(held, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
+    """Gradient and update of a chunk; see `gradient.gradient`."""
+    network, parameters, _, work = look(held)
+    _gradient(network, parameters, work, look(optimizer), l1, l2, block, n_rows, into, thread, part, n_parts)
+
+
+def take_rows(held, block, first, position, n_rows, key, scale, training, forth, wants_loss, back, thread):
+    """Take a block through all layers, to its loss if wanted, and back to where ``back`` has an end; see `rows`."""
+    network, parameters, data, work = look(held)
+    if forth[1] > 0:
+        forward(network, parameters, data, work, block, first, position, n_rows, training, thread)
+    if wants_loss:
+        call_output_delta(network.at.output_delta, (held, block, first, position, n_rows, scale, thread))
+    if back[1] > 0:
+        delta(network, parameters, work, block, n_rows)
+
+
+TAKE_ROWS, GRADIENT = Hook(take_rows), Hook(gradient)

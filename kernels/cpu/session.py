@@ -13,16 +13,17 @@ from ..activations import ACTIVATIONS
 from ..losses import LOSSES, SMOOTHING
 from ..optimizers import N_SCALARS, OPTIMIZERS
 from ..problem import BATCH_NORM, DENSE, Choice, Custom, CustomRule, Data, Progress, Topology, Update, samples_alone
-from . import ahead, epoch, layout
-from .delta import COLUMNS_LOSS, LOG_SOFTMAX, custom_loss
+from . import ahead, epoch, layout, narrow
+from .delta import COLUMNS_LOSS, LOG_SOFTMAX, OUTPUT_DELTA, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, DROP, custom_activation
-from .gemm import BLOCK_BYTES, terms_at_once
-from .gradient import APPLY, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
-from .jit import quick_compilation
+from .gemm import BLOCK_BYTES, PRODUCT, UNIT_PRODUCT, terms_at_once
+from .gradient import APPLY, GRADIENT, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
+from .jit import Hook, quick_compilation
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
 from .layout import Addresses, Network, Parameters, Workspace, panel_width, round_up
-from .simd import VECTORS
+from .rows import TAKE_ROWS
+from .simd import VECTORS, Held
 from .team import Team
 
 #: A block has as many rows as keep so many of its widest layer's units in L2 beside the weights that come by: the more
@@ -61,7 +62,8 @@ PANELS_START = 3000
 N_CORES = config.NUMBA_NUM_THREADS
 #: For the types of its fields.
 NO_OPTIMIZER = Optimizer(0, 0, 0, np.zeros((1, 1)), np.zeros(1), 0.0, 0.0, 0)
-_addresses: dict[np.dtype, Addresses] = {}
+#: Where the hooks lie, by whether samples are the lanes.
+_addresses: dict[np.dtype, tuple[Addresses, Addresses]] = {}
 _compiled: set[tuple[Any, np.dtype]] = set()
 _idle_teams: dict[int, list[Team]] = defaultdict(list)
 # Threads do not survive a fork.
@@ -149,14 +151,14 @@ class Session:
         width = panel_width(dtype)
         layers = topology.layers
         activations = [_activation(layer.activation, dtype) for layer in layers]
-        narrow = is_narrow(topology, update_rows)
+        by_samples = is_narrow(topology, update_rows)
         n_lines = -(-update_rows // width)
         in_panels = [narrow_gradient(layer.n_in, layer.n_out, n_lines, width)[1] for layer in layers]
-        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, narrow, in_panels)
+        table, sizes = layout.layer_table(layers, [row[:2] for row in activations], dtype, by_samples, in_panels)
         batch_norms = np.array([k for k, layer in enumerate(layers) if layer.kind == BATCH_NORM], np.int64)
         loss, loss_at, loss_setting, softmax, smoothing = _loss(topology.loss, dtype)
         self.network = Network(
-            narrow=int(narrow),
+            narrow=int(by_samples),
             layers=table,
             setting=np.array([setting for *_, setting in activations]),
             epsilon=np.array([layer.epsilon for layer in layers]),
@@ -185,7 +187,7 @@ class Session:
         self._n_slices = min(n_chunks, MAX_SLICES)
         self.n_threads = threads
         share = -(-chunk_rows // (1 if n_chunks > 1 else self.n_threads))
-        if narrow:
+        if by_samples:
             block_rows = min(VECTORS.lines * width, round_up(share, width))
         else:
             in_cache = max(1, BLOCK_BYTES // (min(BLOCK_UNITS, max(topology.layer_sizes)) * dtype.itemsize))
@@ -246,7 +248,7 @@ class Session:
         )
         if dtype not in _addresses:
             _addresses[dtype] = self._find_hooks()
-        self.network = self.network._replace(at=_addresses[dtype])
+        self.network = self.network._replace(at=_addresses[dtype][self.network.narrow])
         starts = [(table[k, layout.STATISTICS], layers[k].n_out) for k in batch_norms]
         self._units = np.array([unit for start, n in starts for unit in range(start, start + n)], np.int64)
         self.renew(theta, moving)
@@ -287,9 +289,9 @@ class Session:
             _compile_for(entry, *args)
             _compiled.add((entry, self.topology.dtype))
 
-    def _find_hooks(self) -> Addresses:
+    def _find_hooks(self) -> tuple[Addresses, Addresses]:
         """Compile all hooks, whatever this network wants: the next one will want another; at the first use everything
-        else as well.
+        else as well. Returns those of networks whose lanes are units, and of those whose are samples.
         """
         dtype = self.topology.dtype
         key, number, sizes = self.network.seed, dtype.type(0), (0, 0)
@@ -298,7 +300,8 @@ class Session:
             for hook in (ACTIVATE, PREPARE):
                 hook.address(dtype)
             addresses = Addresses(
-                delta=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
+                output_delta=OUTPUT_DELTA.address_for(Held(typeof(self._things())), *sizes, *sizes, 0.0, 0),
+                delta_apart=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
                 batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
                 perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
                 reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
@@ -310,38 +313,43 @@ class Session:
                 log_softmax=LOG_SOFTMAX.address(dtype),
                 drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
             )
+            of_narrow = self._find_phases(narrow.TAKE_ROWS, narrow.GRADIENT, UNIT_PRODUCT)
             if ahead.is_first_use(dtype):
-                self.compile(epoch.train_narrow)
                 ahead.wait(dtype)
                 self.compile_half()
-            return addresses._replace(forward=self._find_forward())
+            of_others = self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT)
+            addresses = addresses._replace(forward_apart=self._find_forward_apart(), **of_others)
+            return addresses, addresses._replace(**of_narrow)
 
-    def _find_forward(self) -> int:
-        """Compile the hook of layers that are not dense, which the loop of narrow networks can do without."""
+    def _find_forward_apart(self) -> int:
         row = self.network.layers[0], self.parameters, self.work
         return FORWARD_APART.address_for(*row, 0, 0, 0.0, 0, 0)
 
-    def compile(self, *entries: Any) -> None:
-        """Compile entry points for all networks of this number type, and run nothing."""
-        flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
-        samples = samples_alone(np.broadcast_to(flat, flat.shape))
-        run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], samples.order, flat[0], flat, epochs)
-        network = self.network, self.parameters
-        training = *network, samples, self.work, NO_OPTIMIZER, run, 0, 0
-        arguments: dict[Any, tuple] = {
-            epoch.train: training,
-            epoch.train_narrow: training,
-            epoch.evaluate: (*network, samples, self.work, flat, epochs[0]),
-            epoch.publish: (*network, self.work, run),
+    def _find_phases(self, take_rows: Hook, gradient: Hook, product: Hook) -> dict[str, int]:
+        held, rule = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER))
+        key, number, span = self.network.seed, self.topology.dtype.type(0), (0, 0)
+        return {
+            "product": product.address(self.topology.dtype),
+            "take_rows": take_rows.address_for(held, 0, 0, 0, 0, key, 0.0, 0, span, False, span, 0),
+            "gradient": gradient.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0),
         }
-        for entry in entries:
-            _compile_for(entry, *arguments[entry])
+
+    def _things(self) -> tuple[Network, Parameters, Data, Workspace]:
+        """What is held for the phases, with samples like all."""
+        flat = np.zeros((1, 1), self.topology.dtype)
+        return self.network, self.parameters, samples_alone(np.broadcast_to(flat, flat.shape)), self.work
 
     def compile_half(self) -> None:
-        """Compile what a helper does at the first use; see `ahead`."""
+        """Compile what a helper does at the first use, and run nothing; see `ahead`."""
         UPDATE_RULE.address(self.topology.dtype)
-        self._find_forward()
-        self.compile(epoch.train, epoch.evaluate, epoch.publish)
+        self._find_forward_apart()
+        self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT)
+        network, parameters, data, work = self._things()
+        flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
+        run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], data.order, flat[0], flat, epochs)
+        _compile_for(epoch.train, network, parameters, data, work, NO_OPTIMIZER, run, 0, 0)
+        _compile_for(epoch.evaluate, network, parameters, data, work, flat, epochs[0])
+        _compile_for(epoch.publish, network, parameters, work, run)
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
@@ -425,7 +433,7 @@ class Session:
     def train(self, max_updates: int, max_epochs: int) -> Progress:
         """Go on with the training for at most ``max_updates`` updates, until ``max_epochs`` epochs are done in all."""
         self._run_on_team(
-            epoch.TRAIN[self.network.narrow],
+            epoch.train,
             self.network,
             self.parameters,
             self._data,
@@ -551,7 +559,7 @@ def compile_half(dtype: str) -> None:
     """Compile what `Session` waits for at the first use, and keep it on disk; nothing is run."""
     ahead.refuse()
     number = np.dtype(dtype)
-    _addresses[number] = Addresses()
+    _addresses[number] = Addresses(), Addresses()
     topology = Topology(
         layer_sizes=(1, 1),
         activations=(),

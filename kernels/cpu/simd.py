@@ -1,7 +1,7 @@
 """What Numba cannot say in Python: register tiles and atomics. The only file that emits LLVM IR."""
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from itertools import product
 from typing import NamedTuple
 
@@ -10,7 +10,7 @@ from llvmlite import ir
 from numba import types
 from numba.core import cgutils, config
 from numba.core.errors import TypingError
-from numba.extending import intrinsic, register_jitable
+from numba.extending import intrinsic, models, register_jitable, register_model
 from numba.np.arrayobj import populate_array
 
 #: A panel is one cache line wide on every processor: 16 float32 or 8 float64.
@@ -712,6 +712,62 @@ def switch(routines: dict[int, Callable]) -> Callable:
         return result(types.int64, args), codegen
 
     return select
+
+
+class Held(types.Type):
+    """The address of a value of type ``kind`` that stays as it is, so that a call need not pass hundreds of words."""
+
+    def __init__(self, kind):
+        self.kind = kind
+        super().__init__(f"Held({kind})")
+
+
+@register_model(Held)
+class _HeldModel(models.PrimitiveModel):
+    def __init__(self, manager, kind):
+        super().__init__(manager, kind, ir.IntType(8).as_pointer())
+
+
+def _leaves(kind: ir.Type, *path: int) -> Iterator[tuple[int, ...]]:
+    """Where the numbers and pointers in a structure of structures are."""
+    if not isinstance(kind, ir.Aggregate):
+        yield path
+        return
+    for k, element in enumerate(kind.elements):
+        yield from _leaves(element, *path, k)
+
+
+def _leaf(builder, pointer, path):
+    return builder.gep(pointer, [ir.IntType(32)(k) for k in (0, *path)])
+
+
+@intrinsic
+def hold(typingctx, value):
+    """Keep a value on the caller's stack, for as long as the caller runs: ``Held``."""
+
+    def codegen(context, builder, signature, args):
+        whole = args[0].type
+        pointer = cgutils.alloca_once(builder, whole)
+        for path in _leaves(whole):
+            builder.store(builder.extract_value(args[0], path), _leaf(builder, pointer, path))
+        return builder.bitcast(pointer, ir.IntType(8).as_pointer())
+
+    return Held(value)(value), codegen
+
+
+@intrinsic
+def look(typingctx, held):
+    """The value that is held; of what is not used, nothing is read."""
+
+    def codegen(context, builder, signature, args):
+        whole = context.get_value_type(signature.return_type)
+        pointer = builder.bitcast(args[0], whole.as_pointer())
+        value = ir.Constant(whole, ir.Undefined)
+        for path in _leaves(whole):
+            value = builder.insert_value(value, builder.load(_leaf(builder, pointer, path)), path)
+        return value
+
+    return held.kind(held), codegen
 
 
 def make_call(kinds: Callable | None, overloads: dict) -> Callable:
