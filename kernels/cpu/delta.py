@@ -229,7 +229,8 @@ def delta(network, parameters, work, block, n_rows, span, thread):
             n_out, panels = layer[N_OUT], n_panels(layer[N_IN], width)
             n_terms, panel_weights = terms_at_once(n_out, n_rows, width), n_panels(n_out, width) * width * width
             finish, guide = times_derivative(network, work, depth - 1)
-            for term in range(0, n_out, n_terms):
+            term = 0
+            while term < n_out:
                 is_last = term + n_terms >= n_out
                 for panel in range(0, panels, VECTORS.panels):
                     of_terms = start + layer[NODE_OUT] * work.block_rows + term // width * panel_size
@@ -244,6 +245,7 @@ def delta(network, parameters, work, block, n_rows, span, thread):
                     size = min(n_terms, n_out - term), n_rows, min(VECTORS.panels, panels - panel)
                     places = (a, panel_size), (b, panel_weights), s, (sums, panel_size), c
                     call_product(network.at.product, (*places, *size, number))
+                term += n_terms
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
             place = start, block * work.block_rows, network.epsilon[depth]
             call_apart(network.at.delta_apart, (layer, parameters, work, *place, n_rows, thread))

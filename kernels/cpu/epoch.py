@@ -146,11 +146,12 @@ def take_blocks(network, parameters, work, held, rows, key, scale, parts, thread
         until = stops[k] if k < n_stops else len(layers)
         forth = (since, until) if turn <= n_stops else (0, 0)
         back = (since + (k > 0), until + (turn > n_stops)) if turn >= n_stops else (0, 0)
-        for block in range(start, (n_rows + block_rows - 1) // block_rows, step):
-            number, position = base + block, begin + block * block_rows
-            count = min(block_rows, end - position)
-            place = number, first, position, count
+        block = start
+        while block * block_rows < n_rows:
+            position = begin + block * block_rows
+            place = base + block, first, position, min(block_rows, end - position)
             call_take_rows(at.take_rows, (held, *place, key, scale, 1, forth, turn == n_stops, back, thread))
+            block += step
         if turn < 2 * n_stops:
             barrier(work.sync, step)
             is_back = np.int64(turn >= n_stops)
@@ -225,14 +226,19 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
     if network.penalty_by_batch:
         l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
     chunk_rows = work.chunk_rows
-    n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
-    shared = n_chunks == 1
-    part, n_parts = (thread, n_threads) if shared else (0, 1)
-    base = 0 if shared else thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
-    n_slices = 1 if shared else min(len(parameters.grad), n_chunks)
-    for k in range(0 if shared else thread, n_slices, 1 if shared else n_threads):
-        slice_loss = 0.0
-        first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
+    shared = n_rows <= chunk_rows
+    # Nothing is divided where there is no need: each quotient takes one part in a hundred of a small network's step.
+    n_chunks, n_slices, base, k, step = 1, 1, 0, 0, 1
+    part, n_parts = thread, n_threads
+    if not shared:
+        n_chunks = (n_rows + chunk_rows - 1) // chunk_rows
+        n_slices = min(len(parameters.grad), n_chunks)
+        base = thread * ((chunk_rows + work.block_rows - 1) // work.block_rows)
+        k, step, part, n_parts = thread, n_threads, 0, 1
+    while k < n_slices:
+        slice_loss, first_chunk, last_chunk = 0.0, 0, 1
+        if not shared:
+            first_chunk, last_chunk = n_chunks * k // n_slices, n_chunks * (k + 1) // n_slices
         for chunk in range(first_chunk, last_chunk):
             begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
             into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
@@ -244,13 +250,14 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
             for r in range(base * work.block_rows, base * work.block_rows + end - begin):
                 slice_loss += work.loss[r]
         work.slice_loss[thread if shared else k] = slice_loss
+        k += step
     barrier(work.sync, n_threads)
     if shared:  # every thread has summed for itself, next to a barrier that would have made it wait
         loss = work.slice_loss[thread]
     else:
         loss = 0.0
-        for k in range(n_slices):
-            loss += work.slice_loss[k]
+        for other in range(n_slices):
+            loss += work.slice_loss[other]
     in_memory = not shared or optimizer.mode != FUSED
     if in_memory:
         call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))

@@ -224,7 +224,8 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
             activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
             continue
         n_terms, panel_weights = terms_at_once(n_in, n_rows, width), (n_in + 1) * width
-        for term in range(0, n_in, n_terms):
+        term = 0
+        while term < n_in:
             is_last = term + n_terms >= n_in
             for panel in range(0, panels, VECTORS.panels):
                 last_panel = min(panel + VECTORS.panels, panels)
@@ -240,3 +241,4 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                 call_product(network.at.product, (*places, *size, number))
                 if is_last and not rectifies:  # while z is in L1
                     activate_panels(network, work, start, depth, panel, last_panel, key, position, n_rows, training)
+            term += n_terms

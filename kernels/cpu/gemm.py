@@ -97,10 +97,11 @@ def product(a, b, s, part, c, depth, n_rows, panels, number):
     a_array, b_array, part_array = array_at(a_at, 0, number), array_at(b_at, 0, number), array_at(part_at, 0, number)
     s, c = (array_at(s_at, 0, number), 0, s_row, s_panel), (array_at(c_at, 0, number), 0, c_panel, finish, guide)
     width = line_size(a_array)
-    pieces = (depth + NEAR_TERMS - 1) // NEAR_TERMS
-    step = ((depth + pieces - 1) // pieces + width - 1) // width * width
-    begin = s
-    for k in range(0, depth, step):
+    step, begin, k = depth, s, 0
+    if depth > NEAR_TERMS:
+        pieces = (depth + NEAR_TERMS - 1) // NEAR_TERMS
+        step = ((depth + pieces - 1) // pieces + width - 1) // width * width
+    while k < depth:
         terms = min(step, depth - k)
         rows = a_array, k // width * a_panel, a_panel
         ahead = 0
@@ -111,6 +112,7 @@ def product(a, b, s, part, c, depth, n_rows, panels, number):
         out = (part_array, 0, part_panel, STORE, 0) if k + terms < depth else c
         _multiply_rows(rows, weights, begin, out, terms, n_rows, panels)
         begin = part_array, 0, width, part_panel
+        k += terms
 
 
 PRODUCT = Hook(product, lambda real: (*_places(2, 2, 3, 2, 4), int64, int64, int64, real))

@@ -290,17 +290,26 @@ def make_gradient(sum_strip, variant=""):
         total = 0
         for layer in network.layers:
             total += cost(layer)
-        begin, end = total * part // n_parts, total * (part + 1) // n_parts
+        begin, end = 0, total
+        if n_parts > 1:
+            begin, end = total * part // n_parts, total * (part + 1) // n_parts
         strip = work.strip[thread]
         before = 0
         for depth in range(len(network.layers)):
             layer = network.layers[depth]
             n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
             groups, across = n_groups(layer), strips_at_once(layer, n_rows, parameters.W.itemsize)
-            for number in range(n_before(begin, layer), n_before(end, layer)):
+            first_number = n_before(begin, layer)
+            left, group, side = 0, 0, 0
+            if first_number > 0:
+                left = first_number // (groups * across) * across
+                group, side = divmod(first_number - left * groups, min(across, down - left))
+            for number in range(first_number, n_before(end, layer)):
                 # All groups go by some strips, then by the next.
-                left = number // (groups * across) * across
-                group, side = divmod(number - left * groups, min(across, down - left))
+                if side == min(across, down - left):
+                    group, side = group + 1, 0
+                if group == groups:
+                    left, group = left + across, 0
                 first = (left + side) * layer[STRIP]
                 last = min(first + layer[STRIP], n_in)
                 with_bias = layer[BIAS] & (last == n_in)
@@ -322,6 +331,7 @@ def make_gradient(sum_strip, variant=""):
                     else:
                         keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
                 work.penalty[before + number] = penalty
+                side += 1
             begin, end, before = begin - cost(layer), end - cost(layer), before + groups * down
 
     return inlined(gradient, variant)
@@ -365,7 +375,9 @@ def strips_at_once(layer, n_rows, itemsize):
 def n_before(place, layer):
     """How many of a layer's strips begin before ``place``, counted in its cost."""
     n_strips = n_groups(layer) * layer[STRIPS]
-    return max(0, min(n_strips, -(-place * n_strips // max(1, cost(layer)))))
+    if place <= 0:
+        return 0
+    return n_strips if place >= cost(layer) else -(-place * n_strips // cost(layer))
 
 
 def penalize(W, grad, total, size, l1, l2):
