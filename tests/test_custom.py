@@ -51,6 +51,21 @@ def test_custom_functions_have_the_right_gradient(rng, compiled):
         assert direction @ grad == pytest.approx(slope, rel=1e-6)
 
 
+def test_a_custom_function_may_count_from_the_end_of_an_array(rng):
+    slopes = np.array([7.0, 0.2, 1.0])
+    of_tables = fastbp.Activation(
+        lambda z: z * (slopes[-1] if z > 0 else slopes[-2]), lambda z: slopes[-1] if z > 0 else slopes[-2]
+    )
+    nets = [
+        fastbp.MLP((3, 5, 2), activation=activation, initializer="lecun_normal", random_state=0)
+        for activation in (of_tables, "leaky_relu(negative_slope=0.2)")
+    ]
+    X, y = rng.normal(size=(40, 3)), rng.normal(size=(40, 2))
+    for net in nets:
+        net.fit(X, y, epochs=2)
+    np.testing.assert_allclose(nets[0].theta, nets[1].theta, rtol=1e-5)
+
+
 @pytest.mark.parametrize("dtype", ["float32", "float64"])
 def test_a_custom_copy_of_a_built_in_trains_like_it(rng, dtype):
     X, y = rng.normal(size=(200, 6)), rng.normal(size=(200, 2))

@@ -11,6 +11,7 @@ import numpy as np
 from numba import config, njit, typeof
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.itanium_mangler import mangle_identifier
 from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype
 from numba.types import Type, intp
@@ -27,6 +28,8 @@ _WITHOUT_WRAPPER = {"no_cpython_wrapper": True}
 _INNER = "inner"
 #: What is in the names of those that run functions of the user's.
 _CUSTOM = "custom"
+#: How the names of kernels begin in machine code.
+_KERNELS = "_Z" + mangle_identifier(__name__.removesuffix(".cpu.jit")).removesuffix("E")
 _names: set[str] = set()
 _numbers = count()
 
@@ -158,7 +161,7 @@ def _fix_index(
 ) -> Any:
     """Kernels count from an array's front, which need not be found out at each access; a user's function may not."""
     name = builder.function.name
-    if "fastbp" in name and _CUSTOM not in name:
+    if name.startswith(_KERNELS) and _CUSTOM not in name:
         return context.cast(builder, index, kind, intp)
     return fix(context, builder, kind, index, size)
 
