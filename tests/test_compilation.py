@@ -73,10 +73,11 @@ TOGETHER = """
 from concurrent.futures import ThreadPoolExecutor
 from threading import Barrier
 from numba.core.codegen import JITCPUCodegen
+from numba.np import arrayobj
 import fastbp
 
 def state():
-    return dict(vars(JITCPUCodegen))
+    return dict(vars(JITCPUCodegen)), arrayobj.fix_integer_index
 
 def train(dtype):
     start.wait()

@@ -212,8 +212,9 @@ def publish(network, parameters, work, run, thread, n_threads):
 def backpropagate(network, parameters, work, optimizer, both, first, n_rows, weight, key, share, thread, n_threads):
     """Both phases of an update over ``n_rows`` samples of that weight from position ``first``.
 
-    Returns their mean loss. With ``optimizer.mode`` ``FUSED`` the parameters are updated at once, otherwise by way
-    of ``parameters.grad[0]``, where ``NONE`` leaves the gradient.
+    Returns their mean loss. ``both`` are what `take_rows` wants held, and the optimizer. With ``optimizer.mode``
+    ``FUSED`` the parameters are updated at once, otherwise by way of ``parameters.grad[0]``, where ``NONE`` leaves the
+    gradient.
 
     A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
     whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations
@@ -227,7 +228,7 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
         l1, l2 = number(network.l1 * scale), number(network.l2 * scale)
     chunk_rows = work.chunk_rows
     shared = n_rows <= chunk_rows
-    # Nothing is divided where there is no need: each quotient takes one part in a hundred of a small network's step.
+    # Quotients are taken only where they are needed: the others were 3% of a small network's step.
     n_chunks, n_slices, base, k, step = 1, 1, 0, 0, 1
     part, n_parts = thread, n_threads
     if not shared:
