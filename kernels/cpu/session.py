@@ -301,7 +301,6 @@ class Session:
                 hook.address(dtype)
             addresses = Addresses(
                 output_delta=OUTPUT_DELTA.address_for(Held(typeof(self._things())), *sizes, *sizes, 0.0, 0),
-                delta_apart=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
                 batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
                 perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
                 reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
@@ -317,13 +316,13 @@ class Session:
             if ahead.is_first_use(dtype):
                 ahead.wait(dtype)
                 self.compile_half()
-            of_others = self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT)
-            addresses = addresses._replace(forward_apart=self._find_forward_apart(), **of_others)
+            addresses = addresses._replace(**self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT), **self._find_apart())
             return addresses, addresses._replace(**of_narrow)
 
-    def _find_forward_apart(self) -> int:
-        row = self.network.layers[0], self.parameters, self.work
-        return FORWARD_APART.address_for(*row, 0, 0, 0.0, 0, 0)
+    def _find_apart(self) -> dict[str, int]:
+        """The hooks of layers that are not dense."""
+        args = self.network.layers[0], self.parameters, self.work, 0, 0, 0.0, 0, 0
+        return {"forward_apart": FORWARD_APART.address_for(*args), "delta_apart": DELTA_APART.address_for(*args)}
 
     def _find_phases(self, take_rows: Hook, gradient: Hook, product: Hook) -> dict[str, int]:
         held, rule = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER))
@@ -342,7 +341,7 @@ class Session:
     def compile_half(self) -> None:
         """Compile what a helper does at the first use, and run nothing; see `ahead`."""
         UPDATE_RULE.address(self.topology.dtype)
-        self._find_forward_apart()
+        self._find_apart()
         self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT)
         network, parameters, data, work = self._things()
         flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
