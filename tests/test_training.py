@@ -278,13 +278,19 @@ def test_callback_stops(rng):
     assert history.val_loss == []
 
 
+@pytest.fixture
+def sessions(monkeypatch):
+    """Those that a test has left, in order."""
+    left, leave = [], Session.__exit__
+    monkeypatch.setattr(Session, "__exit__", lambda session, *error: left.append(session) or leave(session, *error))
+    return left
+
+
 @pytest.mark.usefixtures("lanes")
 @pytest.mark.parametrize("soft", [False, True])
 @pytest.mark.parametrize("loss", LOSSES)
-def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
+def test_lanes_past_a_layers_width_stay_zero(rng, sessions, loss, soft):
     """Norms, penalties and the next layer's delta sum over whole lines."""
-    sessions, leave = [], Session.__exit__
-    monkeypatch.setattr(Session, "__exit__", lambda session, *error: sessions.append(session) or leave(session, *error))
     for sizes in ((5, 13, 4), (3, 18, 18, 2)):
         case = make_case(rng, sizes, loss, soft=soft, activation=["softplus", "relu"][: len(sizes) - 2], n_samples=37)
         case.net.fit(case.X, case.y, batch_size=16, epochs=3, optimizer="adam")
@@ -294,9 +300,7 @@ def test_lanes_past_a_layers_width_stay_zero(rng, monkeypatch, loss, soft):
 
 
 @pytest.mark.parametrize("n", [300, 1700], ids=["in caches", "in memory"])
-def test_the_transpose_of_weights_follows_every_update(rng, monkeypatch, n):
-    sessions, leave = [], Session.__exit__
-    monkeypatch.setattr(Session, "__exit__", lambda session, *error: sessions.append(session) or leave(session, *error))
+def test_the_transpose_of_weights_follows_every_update(rng, sessions, n):
     net = fastbp.MLP((5, n, n, 3), random_state=0)
     net.fit(rng.normal(size=(64, 5)), rng.normal(size=(64, 3)), epochs=1, batch_size=32, threads=2)
     followed = sessions[-1].parameters.WT.copy()

@@ -8,11 +8,13 @@ from __future__ import annotations
 import numpy as np
 
 import fastbp
-from fastbp.backend import Data, Session, Update
+from fastbp.backend import Session, Update
 from fastbp.kernels.cpu.gradient import UPDATE, call_gradient
 from fastbp.kernels.cpu.jit import entry
 from fastbp.kernels.cpu.rows import call_take_rows
 from fastbp.kernels.cpu.simd import hold
+from fastbp.kernels.problem import samples_alone
+from fastbp.validation import canonical
 
 from .timing import seconds_each
 
@@ -51,10 +53,7 @@ class Kernels:
     def setup(self, width):
         net = fastbp.MLP((width,) * 3, initializer=0.01)
         X = np.random.default_rng(0).standard_normal((ROWS, width), np.float32)
-        given = X, np.zeros_like(X), np.zeros(0, np.int64), np.zeros(0, np.float32)
-        for array in given:
-            array.flags.writeable = False
-        data = Data(*given, np.zeros(0, np.int64))
+        data = samples_alone(canonical(X, X.dtype))._replace(targets=canonical(np.zeros_like(X), X.dtype))
         slots = np.zeros((2, net.n_parameters), np.float32)
         with Session(net._topology, net.theta, np.zeros((2, 0)), ROWS) as session:
             session.start(

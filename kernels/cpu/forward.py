@@ -199,9 +199,9 @@ def is_rectified(network, depth):
 def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
 
-    Leaves a[l] of each layer in
-    ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``, but for layers that
-    `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row within the update.
+    Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``,
+    but for layers that `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row
+    within the update.
     """
     since, until = span
     width = line_size(work.a)

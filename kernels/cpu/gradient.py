@@ -17,7 +17,6 @@ from .layers import call_gains, fill
 from .layout import (
     BIAS,
     BIAS_GROUP,
-    FAR_BYTES,
     GROUP,
     KIND,
     LANES,
@@ -30,6 +29,7 @@ from .layout import (
     STRIPS,
     WT,
     W,
+    is_far,
     n_panels,
     size_in_memory,
     transpose_rows,
@@ -235,14 +235,14 @@ def prefetch_parameters(parameters, layer, panel, first, count):
     Rows are within one panel of WT.
     """
     width = line_size(parameters.W)
-    is_far = size_in_memory(parameters) > FAR_BYTES
+    far = is_far(parameters)
     start = layer[W] + (panel * (layer[N_IN] + 1) + first) * width
     square = layer[WT] + (first // width * layer[PANELS] + panel) * width * width + first % width * width
     for line in range(0, count * width, width):
         prefetch_to_write(((parameters.W, start + line),))
-        if layer[WT] >= 0 and not (STREAMS and is_far):
+        if layer[WT] >= 0 and not (STREAMS and far):
             prefetch_to_write(((parameters.WT, square + line),))
-        if is_far:
+        if far:
             for k in range(len(parameters.slots)):
                 prefetch_into_l2(((parameters.slots[k], start + line),))
 

@@ -67,7 +67,7 @@ from .simd import (
     RECTIFIES,
 ) = range(22)
 
-#: Parameters and slots of more than this come from memory at every step, and go there.
+#: Larger parameters and slots than this are kept by no cache; see `is_far`.
 FAR_BYTES = 1 << 25
 #: Memory that an arena keeps for the next session, at most.
 KEPT_BYTES = 1 << 28
@@ -375,13 +375,8 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
             continue
         whole = n_panels(n_out, width) - 1
         # Row by row: theta is walked through as it lies, and the panels' pages stay in the translation buffer.
-        for i in range((n_in + 1) * thread // n_threads, (n_in + 1) * (thread + 1) // n_threads):
+        for i in range((n_in + bias) * thread // n_threads, (n_in + bias) * (thread + 1) // n_threads):
             flat, line = row[THETA] + i * n_out, row[W] + i * width
-            if i == n_in + bias:  # there is no bias
-                for panel in range(whole + 1):
-                    if into_panels:
-                        fill_line(panels, line + panel * (n_in + 1) * width, panels.dtype.type(0))
-                continue
             for _ in range(whole):
                 if into_panels:
                     copy_line(((theta, flat), (panels, line)))
@@ -393,12 +388,21 @@ def convert(layers, theta, panels, into_panels, thread, n_threads):
                 take_lanes((theta, flat), (panels, line), n_out - whole * width)
             else:
                 give_lanes((panels, line), (theta, flat), n_out - whole * width)
+        if into_panels and not bias and thread == 0:
+            for panel in range(whole + 1):
+                fill_line(panels, row[W] + (panel * (n_in + 1) + n_in) * width, panels.dtype.type(0))
 
 
 @inlined
 def size_in_memory(parameters):
     """Bytes of W and of the slots."""
     return parameters.W.size * (1 + len(parameters.slots)) * parameters.W.itemsize
+
+
+@inlined
+def is_far(parameters):
+    """Whether these come from memory at every step, and go there."""
+    return size_in_memory(parameters) > FAR_BYTES
 
 
 @inlined
@@ -409,11 +413,11 @@ def transpose_rows(parameters, layer, panel, first, last):
     """
     width, step = line_size(parameters.W), vector_size(parameters.W)
     n_in, panels = layer[N_IN], n_panels(layer[N_OUT], width)
-    is_far = size_in_memory(parameters) > FAR_BYTES
+    streams = is_far(parameters)
     for i in range(first, n_panels(n_in, width) * width if last == n_in else last, step):
         line = layer[W] + (panel * (n_in + 1) + i) * width
         column = layer[WT] + (i // width * panels + panel) * width * width + i % width
-        if is_far:
+        if streams:
             stream_transposed((parameters.W, line, width), (parameters.WT, column), last - i)
         else:
             transpose_lines((parameters.W, line, width), (parameters.WT, column), last - i)
