@@ -247,9 +247,14 @@ def prefetch_parameters(parameters, layer, panel, first, count):
                 prefetch_into_l2(((parameters.slots[k], start + line),))
 
 
-@inlined
-def sum_panels(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
-    """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, for one group of panels into a strip."""
+def sum_strip(held, depth, base, n_rows, group, first, last, with_bias, fetch, thread):
+    """Sum rows ``first`` to ``last`` of a layer's grad_W, and maybe grad_b, for one group of panels into the thread's
+    strip.
+
+    The samples are ``n_rows`` from ``base`` on; ``fetch`` says whether what the update writes is out of reach.
+    """
+    network, parameters, _, work = look(held)
+    layer, strip = network.layers[depth], work.strip[thread]
     width, first_panel = line_size(work.a), group * WIDE
     last_panel = min(first_panel + WIDE, layer[PANELS])
     if layer[KIND] != DENSE:
@@ -275,75 +280,69 @@ def sum_panels(network, parameters, layer, work, base, n_rows, group, first, las
         place = base + done // block_rows * work.block_size + done % block_rows * width
 
 
-def make_gradient(sum_strip, variant=""):
-    """Make the gradient of strips that ``sum_strip`` sums; its arguments are those of `sum_panels`."""
-
-    def gradient(network, parameters, work, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
-        """Gradient of a chunk of rows, whose blocks begin with ``block``, part ``part`` of ``n_parts`` of all strips.
-
-        ``into`` says what becomes of it: with the penalties' share ``UPDATE`` the parameters, or else
-        ``slot, is_first = divmod(into, 2)``: set ``parameters.grad[slot]``, or add to it.
-        """
-        width = line_size(work.a)
-        base = block * work.block_size
-        fetch = into == UPDATE and size_in_memory(parameters) > NEAR_BYTES
-        total = 0
-        for layer in network.layers:
-            total += cost(layer)
-        begin, end = 0, total
-        if n_parts > 1:
-            begin, end = total * part // n_parts, total * (part + 1) // n_parts
-        strip = work.strip[thread]
-        before = 0
-        for depth in range(len(network.layers)):
-            layer = network.layers[depth]
-            n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
-            groups, across = n_groups(layer), strips_at_once(layer, n_rows, parameters.W.itemsize)
-            first_number = n_before(begin, layer)
-            left, group, side = 0, 0, 0
-            if first_number > 0:
-                left = first_number // (groups * across) * across
-                group, side = divmod(first_number - left * groups, min(across, down - left))
-            for number in range(first_number, n_before(end, layer)):
-                # All groups go by some strips, then by the next.
-                if side == min(across, down - left):
-                    group, side = group + 1, 0
-                if group == groups:
-                    left, group = left + across, 0
-                first = (left + side) * layer[STRIP]
-                last = min(first + layer[STRIP], n_in)
-                with_bias = layer[BIAS] & (last == n_in)
-                first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
-                penalty = 0.0
-                sum_strip(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip)
-                for panel in range(first_panel, last_panel):
-                    start = layer[W] + (panel * (n_in + 1) + first) * lanes
-                    line = (panel - first_panel) * STRIP_LINES * width
-                    size = (last - first) * lanes
-                    # Whole lines: a narrow layer's last strip may end within one, and has zeros up to its end.
-                    grad = view(strip, line, n_panels((last - first + with_bias) * lanes, width) * width)
-                    if into == UPDATE:
-                        if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
-                            penalty += penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
-                        update_lines(parameters, optimizer, work, thread, layer, start, grad, size)
-                        if layer[WT] >= 0:
-                            transpose_rows(parameters, layer, panel, first, last)
-                    else:
-                        keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
-                work.penalty[before + number] = penalty
-                side += 1
-            begin, end, before = begin - cost(layer), end - cost(layer), before + groups * down
-
-    return inlined(gradient, variant)
-
-
-_gradient = make_gradient(sum_panels)
+SUM_STRIP = Hook(sum_strip)
+call_sum_strip = SUM_STRIP.call
 
 
 def gradient(held, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
-    """Gradient and update of a chunk, as `make_gradient` says; ``optimizer`` is held too."""
+    """Gradient of a chunk of rows, whose blocks begin with ``block``, part ``part`` of ``n_parts`` of all strips.
+
+    ``held`` are network, parameters, data and workspace; ``optimizer`` is held too. ``into`` says what becomes of the
+    gradient: with the penalties' share ``UPDATE`` the parameters, or else ``slot, is_first = divmod(into, 2)``: set
+    ``parameters.grad[slot]``, or add to it.
+    """
     network, parameters, _, work = look(held)
-    _gradient(network, parameters, work, look(optimizer), l1, l2, block, n_rows, into, thread, part, n_parts)
+    optimizer = look(optimizer)
+    width = line_size(work.a)
+    base = block * work.block_size
+    fetch = into == UPDATE and size_in_memory(parameters) > NEAR_BYTES
+    total = 0
+    for layer in network.layers:
+        total += cost(layer)
+    begin, end = 0, total
+    if n_parts > 1:
+        begin, end = total * part // n_parts, total * (part + 1) // n_parts
+    strip = work.strip[thread]
+    before = 0
+    for depth in range(len(network.layers)):
+        layer = network.layers[depth]
+        n_in, lanes, panels, down = layer[N_IN], layer[LANES], layer[PANELS], layer[STRIPS]
+        groups, across = n_groups(layer), strips_at_once(layer, n_rows, parameters.W.itemsize)
+        first_number = n_before(begin, layer)
+        left, group, side = 0, 0, 0
+        if first_number > 0:
+            left = first_number // (groups * across) * across
+            group, side = divmod(first_number - left * groups, min(across, down - left))
+        for number in range(first_number, n_before(end, layer)):
+            # All groups go by some strips, then by the next.
+            if side == min(across, down - left):
+                group, side = group + 1, 0
+            if group == groups:
+                left, group = left + across, 0
+            first = (left + side) * layer[STRIP]
+            last = min(first + layer[STRIP], n_in)
+            with_bias = layer[BIAS] & (last == n_in)
+            first_panel, last_panel = group * WIDE, min(group * WIDE + WIDE, panels)
+            penalty = 0.0
+            place = base, n_rows, group, first, last, with_bias, int(fetch), thread
+            call_sum_strip(network.at.sum_strip, (held, depth, *place))
+            for panel in range(first_panel, last_panel):
+                start = layer[W] + (panel * (n_in + 1) + first) * lanes
+                line = (panel - first_panel) * STRIP_LINES * width
+                size = (last - first) * lanes
+                # Whole lines: a narrow layer's last strip may end within one, and has zeros up to its end.
+                grad = view(strip, line, n_panels((last - first + with_bias) * lanes, width) * width)
+                if into == UPDATE:
+                    if layer[KIND] == DENSE and (l1 > 0 or l2 > 0):
+                        penalty += penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
+                    update_lines(parameters, optimizer, work, thread, layer, start, grad, size)
+                    if layer[WT] >= 0:
+                        transpose_rows(parameters, layer, panel, first, last)
+                else:
+                    keep(view(parameters.grad[into // 2], start, grad.size), grad, into % 2)
+            work.penalty[before + number] = penalty
+            side += 1
+        begin, end, before = begin - cost(layer), end - cost(layer), before + groups * down
 
 
 GRADIENT = Hook(gradient)

@@ -9,8 +9,10 @@ from typing import Any
 
 import numpy as np
 from numba import config, njit, typeof
+from numba.core import inline_closurecall
 from numba.core.codegen import JITCodeLibrary, JITCPUCodegen
 from numba.core.compiler_lock import global_compiler_lock
+from numba.core.inline_closurecall import InlineWorker
 from numba.core.itanium_mangler import mangle_identifier
 from numba.np import arrayobj
 from numba.np.numpy_support import from_dtype
@@ -166,21 +168,52 @@ def _fix_index(
     return fix(context, builder, kind, index, size)
 
 
+class _NoCopy:
+    """What takes the place of ``copy`` while a function is inlined."""
+
+    deepcopy = staticmethod(lambda it: it)
+
+
+def _inline(*args: Any, inline: Callable = InlineWorker.inline_function) -> Any:
+    """Inline a function without making two copies of its intermediate code, each of them with all variables for every
+    block: it has been made for this call alone.
+    """
+    with _replaced((inline_closurecall, "copy", _NoCopy)):
+        return inline(*args)
+
+
+@contextmanager
+def _replaced(*replacements: tuple[Any, str, Any]) -> Iterator[None]:
+    """Give attributes ``(owner, name, value)`` other values for a while."""
+    former = [getattr(owner, name) for owner, name, _ in replacements]
+    for replacement in replacements:
+        setattr(*replacement)
+    try:
+        yield
+    finally:
+        for (owner, name, _), value in zip(replacements, former, strict=True):
+            setattr(owner, name, value)
+
+
 @contextmanager
 def quick_compilation() -> Iterator[None]:
     """Compile without what Numba does for other code than this, and without garbage collection, which goes through all
     that a compiler builds, again and again, for a sixth of the time. Other threads wait with what they compile.
     """
-    with global_compiler_lock:
-        was_enabled, library, set_env = gc.isenabled(), JITCPUCodegen._library_class, JITCPUCodegen.set_env
+    with (
+        global_compiler_lock,
+        _replaced(
+            (JITCPUCodegen, "_library_class", _Library),
+            (JITCPUCodegen, "set_env", _set_env),
+            (arrayobj, "fix_integer_index", _fix_index),
+            (InlineWorker, "inline_function", _inline),
+        ),
+    ):
+        was_enabled = gc.isenabled()
         gc.disable()
-        JITCPUCodegen._library_class, JITCPUCodegen.set_env = _Library, _set_env
-        fix_index, arrayobj.fix_integer_index = arrayobj.fix_integer_index, _fix_index
         try:
             yield
         finally:
-            JITCPUCodegen._library_class, JITCPUCodegen.set_env = library, set_env
-            arrayobj.fix_integer_index = fix_index
             if was_enabled:
                 gc.enable()
 

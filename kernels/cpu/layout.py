@@ -83,12 +83,13 @@ ROW_STEP = max(1, VECTORS.rows // 3)
 
 
 class Addresses(NamedTuple):
-    """Where the hooks lie: phases, and the product, which samples in the lanes take another way, and others."""
+    """Where the hooks lie: first those that samples in the lanes take another way."""
 
     take_rows: int = 0
+    product: int = 0
+    sum_strip: int = 0
     output_delta: int = 0
     gradient: int = 0
-    product: int = 0
     forward_apart: int = 0
     delta_apart: int = 0
     batch: int = 0

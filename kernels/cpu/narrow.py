@@ -8,7 +8,7 @@ units one way and for the others the other.
 from .delta import call_output_delta, times_derivative
 from .forward import call_activate, is_rectified, take_columns, transpose_square
 from .gemm import BLOCK_PANELS, BLOCK_ROWS, call_unit_product, column_tile, sample_tile
-from .gradient import LOW, TALL, WIDE, make_gradient
+from .gradient import LOW, TALL, WIDE
 from .jit import Hook, inlined
 from .layers import fill
 from .layout import ACTIVATE_AT, ACTIVATION, IN_PANELS, N_IN, N_OUT, NODE_IN, NODE_OUT, NODE_PANELS, W, n_panels
@@ -75,7 +75,7 @@ def delta(network, parameters, work, block, n_rows):
 
 @inlined
 def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
-    """`sum_samples` for units that are not in panels: samples are in the lanes, which are summed at the end."""
+    """`sum_strip` for units that are not in panels: samples are in the lanes, which are summed at the end."""
     width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
     (tallest, lowest), (widest, narrowest) = BLOCK_ROWS, BLOCK_PANELS
     n_samples, done = n_panels(n_rows, width) * width, layer[IN_PANELS]
@@ -97,7 +97,7 @@ def sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip):
 
 @inlined
 def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
-    """`sum_samples` for units that are in panels."""
+    """`sum_strip` for units that are in panels."""
     width, n_out, block_rows = line_size(work.a), layer[N_OUT], work.block_rows
     across = n_panels(layer[IN_PANELS], width)
     for row in range(first, last, TALL):
@@ -116,27 +116,19 @@ def sum_panels(layer, work, base, n_rows, first, last, with_bias, strip):
             )
 
 
-@inlined
-def sum_samples(network, parameters, layer, work, base, n_rows, group, first, last, with_bias, fetch, strip):
-    """Sum rows ``first`` to ``last`` of grad_W, and maybe grad_b, into a strip.
+def sum_strip(held, depth, base, n_rows, group, first, last, with_bias, fetch, thread):
+    """Sum rows ``first`` to ``last`` of a layer's grad_W, and maybe grad_b, into the thread's strip.
 
     Tiles go over the ends of rows into the next one, and are written in the order that mends this: last units first.
     """
+    network, _, _, work = look(held)
+    layer, strip = network.layers[depth], work.strip[thread]
     if layer[IN_PANELS] < layer[N_OUT]:
         sum_lanes(layer, work, base, n_rows, first, last, with_bias, strip)
     if layer[IN_PANELS] > 0:
         sum_panels(layer, work, base, n_rows, first, last, with_bias, strip)
     width, size = line_size(work.a), (last - first + with_bias) * layer[N_OUT]
     fill(view(strip, size, n_panels(size, width) * width - size), strip.dtype.type(0))
-
-
-_gradient = make_gradient(sum_samples, "narrow")
-
-
-def gradient(held, optimizer, l1, l2, block, n_rows, into, thread, part, n_parts):
-    """Gradient and update of a chunk; see `gradient.gradient`."""
-    network, parameters, _, work = look(held)
-    _gradient(network, parameters, work, look(optimizer), l1, l2, block, n_rows, into, thread, part, n_parts)
 
 
 def take_rows(held, block, first, position, n_rows, key, scale, training, forth, wants_loss, back, thread):
@@ -150,4 +142,4 @@ def take_rows(held, block, first, position, n_rows, key, scale, training, forth,
         delta(network, parameters, work, block, n_rows)
 
 
-TAKE_ROWS, GRADIENT = Hook(take_rows), Hook(gradient)
+TAKE_ROWS, SUM_STRIP = Hook(take_rows), Hook(sum_strip)

@@ -18,7 +18,18 @@ from .delta import COLUMNS_LOSS, LOG_SOFTMAX, OUTPUT_DELTA, custom_loss
 from .epoch import Optimizer, Run
 from .forward import ACTIVATE, DROP, custom_activation
 from .gemm import BLOCK_BYTES, PRODUCT, UNIT_PRODUCT, terms_at_once
-from .gradient import APPLY, GRADIENT, NORMS, PENALIZE, PREPARE, REDUCE, SETTLE, UPDATE_RULE, custom_rule
+from .gradient import (
+    APPLY,
+    GRADIENT,
+    NORMS,
+    PENALIZE,
+    PREPARE,
+    REDUCE,
+    SETTLE,
+    SUM_STRIP,
+    UPDATE_RULE,
+    custom_rule,
+)
 from .jit import Hook, quick_compilation
 from .layers import DELTA_APART, FORWARD_APART, LOOK_AT_BATCH, PERTURB, SUM_GAINS
 from .layout import Addresses, Network, Parameters, Workspace, panel_width, round_up
@@ -301,6 +312,8 @@ class Session:
                 hook.address(dtype)
             addresses = Addresses(
                 output_delta=OUTPUT_DELTA.address_for(Held(typeof(self._things())), *sizes, *sizes, 0.0, 0),
+                forward_apart=FORWARD_APART.address_for(*row, *sizes, 0.0, *sizes),
+                delta_apart=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
                 batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
                 perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
                 reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
@@ -312,25 +325,25 @@ class Session:
                 log_softmax=LOG_SOFTMAX.address(dtype),
                 drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
             )
-            of_narrow = self._find_phases(narrow.TAKE_ROWS, narrow.GRADIENT, UNIT_PRODUCT)
+            of_narrow = self._find_phases(narrow.TAKE_ROWS, UNIT_PRODUCT, narrow.SUM_STRIP)
             if ahead.is_first_use(dtype):
                 ahead.wait(dtype)
                 self.compile_half()
-            addresses = addresses._replace(**self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT), **self._find_apart())
+            addresses = addresses._replace(**self._find_loop())
             return addresses, addresses._replace(**of_narrow)
 
-    def _find_apart(self) -> dict[str, int]:
-        """The hooks of layers that are not dense."""
-        args = self.network.layers[0], self.parameters, self.work, 0, 0, 0.0, 0, 0
-        return {"forward_apart": FORWARD_APART.address_for(*args), "delta_apart": DELTA_APART.address_for(*args)}
+    def _find_loop(self) -> dict[str, int]:
+        """The hooks that the loop calls where units are the lanes. The gradient is the same where they are not."""
+        phases = self._find_phases(TAKE_ROWS, PRODUCT, SUM_STRIP)
+        held, rule, number = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER)), self.topology.dtype.type(0)
+        return {**phases, "gradient": GRADIENT.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0)}
 
-    def _find_phases(self, take_rows: Hook, gradient: Hook, product: Hook) -> dict[str, int]:
-        held, rule = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER))
-        key, number, span = self.network.seed, self.topology.dtype.type(0), (0, 0)
+    def _find_phases(self, take_rows: Hook, product: Hook, sum_strip: Hook) -> dict[str, int]:
+        held, key, span = Held(typeof(self._things())), self.network.seed, (0, 0)
         return {
             "product": product.address(self.topology.dtype),
             "take_rows": take_rows.address_for(held, 0, 0, 0, 0, key, 0.0, 0, span, False, span, 0),
-            "gradient": gradient.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0),
+            "sum_strip": sum_strip.address_for(held, 0, 0, 0, 0, 0, 0, 0, 0, 0),
         }
 
     def _things(self) -> tuple[Network, Parameters, Data, Workspace]:
@@ -341,8 +354,7 @@ class Session:
     def compile_half(self) -> None:
         """Compile what a helper does at the first use, and run nothing; see `ahead`."""
         UPDATE_RULE.address(self.topology.dtype)
-        self._find_apart()
-        self._find_phases(TAKE_ROWS, GRADIENT, PRODUCT)
+        self._find_loop()
         network, parameters, data, work = self._things()
         flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
         run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], data.order, flat[0], flat, epochs)
