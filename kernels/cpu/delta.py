@@ -215,11 +215,12 @@ def times_derivative(network, work, depth):
 
 
 @inlined
-def delta(network, parameters, work, block, n_rows, span, thread):
+def delta(held, block, n_rows, span, thread):
     """Take a block's delta back through layers ``span[0]`` to ``span[1]``, without that of the inputs.
 
     Precondition: ``work.delta`` holds f'(z) of the layers before, but for those that `is_rectified` names.
     """
+    network, parameters, _, work = look(held)
     width = line_size(work.a)
     start = block * work.block_size
     panel_size, number = work.block_rows * width, work.a.dtype.type(0)
@@ -247,5 +248,4 @@ def delta(network, parameters, work, block, n_rows, span, thread):
                     call_product(network.at.product, (*places, *size, number))
                 term += n_terms
         if layer[KIND] != DENSE or layer[SKIP] >= 0:
-            place = start, block * work.block_rows, network.epsilon[depth]
-            call_apart(network.at.delta_apart, (layer, parameters, work, *place, n_rows, thread))
+            call_apart(network.at.delta_apart, (held, depth, block, n_rows, thread))

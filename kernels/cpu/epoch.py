@@ -31,6 +31,7 @@ from .simd import (
     give_lanes,
     hold,
     line_size,
+    look,
     restore_subnormals,
     view,
 )
@@ -130,20 +131,21 @@ def total_weight(data, first, n_rows):
 
 
 @inlined
-def take_blocks(network, parameters, work, held, rows, key, scale, parts, thread):
+def take_blocks(held, rows, key, scale, parts, thread):
     """Take rows of an update forward, to their loss, and back: every ``step``-th block, ``parts`` being (start, step).
 
     ``rows`` is (base, first, begin, end): rows ``begin`` to ``end``, whose blocks' memory begins with number ``base``,
     of samples from position ``first`` of the epoch on. All blocks wait for each other where a normalization looks at
     the whole batch.
     """
+    network, _, _, work = look(held)
     (base, first, begin, end), (start, step) = rows, parts
-    layers, stops, at = network.layers, network.batch_norms, network.at
+    stops, at = network.batch_norms, network.at
     block_rows, n_rows, n_stops = work.block_rows, end - begin, len(stops)
     for turn in range(2 * n_stops + 1):  # forward from stop to stop, in the last stretch back as well, then back
         k = min(turn, 2 * n_stops - turn)
         since = stops[k - 1] if k else 0
-        until = stops[k] if k < n_stops else len(layers)
+        until = stops[k] if k < n_stops else len(network.layers)
         forth = (since, until) if turn <= n_stops else (0, 0)
         back = (since + (k > 0), until + (turn > n_stops)) if turn >= n_stops else (0, 0)
         block = start
@@ -155,11 +157,7 @@ def take_blocks(network, parameters, work, held, rows, key, scale, parts, thread
         if turn < 2 * n_stops:
             barrier(work.sync, step)
             is_back = np.int64(turn >= n_stops)
-            stop = stops[k - is_back]
-            share = thread, step
-            epsilon = network.epsilon[stop]
-            place = work.block_size, epsilon
-            call_batch(at.batch, (is_back, layers[stop], parameters, work, *place, n_rows, *share))
+            call_batch(at.batch, (held, stops[k - is_back], is_back, n_rows, thread, step))
             barrier(work.sync, step)
 
 
@@ -209,18 +207,18 @@ def publish(network, parameters, work, run, thread, n_threads):
 
 
 @inlined
-def backpropagate(network, parameters, work, optimizer, both, first, n_rows, weight, key, share, thread, n_threads):
+def backpropagate(held, held_optimizer, first, n_rows, weight, key, share, thread, n_threads):
     """Both phases of an update over ``n_rows`` samples of that weight from position ``first``.
 
-    Returns their mean loss. ``both`` are what `take_rows` wants held, and the optimizer. With ``optimizer.mode``
-    ``FUSED`` the parameters are updated at once, otherwise by way of ``parameters.grad[0]``, where ``NONE`` leaves the
+    Returns their mean loss. ``held`` are network, parameters, data and workspace. With the optimizer's mode ``FUSED``
+    the parameters are updated at once, otherwise by way of ``parameters.grad[0]``, where ``NONE`` leaves the
     gradient.
 
     A batch that fits into one chunk is shared out by rows, then by parameters. A larger one is cut into slices of
     whole chunks, as many as its size says; each is one thread's for both phases, so that a chunk's activations
     never leave its cache, and the slices' gradients are added up in order.
     """
-    held, held_optimizer = both
+    (network, parameters, _, work), optimizer = look(held), look(held_optimizer)
     scale = 1.0 / weight if weight > 0.0 else 0.0
     number = parameters.W.dtype.type
     l1, l2 = number(network.l1), number(network.l2)
@@ -244,7 +242,7 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
             begin, end = chunk * chunk_rows, min((chunk + 1) * chunk_rows, n_rows)
             into = UPDATE if shared and optimizer.mode == FUSED else 2 * k + (chunk == first_chunk)
             rows, parts = (base, first, begin, end), (part, n_parts)
-            take_blocks(network, parameters, work, held, rows, key, scale, parts, thread)
+            take_blocks(held, rows, key, scale, parts, thread)
             barrier(work.sync, n_parts)
             rules, place = (held_optimizer, l1, l2), (base, end - begin)
             call_gradient(network.at.gradient, (held, *rules, *place, into, thread, part, n_parts))
@@ -261,9 +259,9 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
             loss += work.slice_loss[other]
     in_memory = not shared or optimizer.mode != FUSED
     if in_memory:
-        call_reduce(network.at.reduce, (network, parameters, work, l1, l2, n_slices, thread, n_threads))
+        call_reduce(network.at.reduce, (held, l1, l2, n_slices, thread, n_threads))
         if optimizer.mode == CLIPPED:
-            call_norms(network.at.norms, (network, parameters, thread, n_threads))
+            call_norms(network.at.norms, (held, thread, n_threads))
         barrier(work.sync, n_threads)
     if l1 > 0 or l2 > 0:
         for penalty in work.penalty:
@@ -271,10 +269,10 @@ def backpropagate(network, parameters, work, optimizer, both, first, n_rows, wei
     if in_memory and optimizer.mode != NONE:
         clip = number(clipping_scale(parameters, optimizer.clip_norm) if optimizer.mode == CLIPPED else 1.0)
         limit = number(optimizer.clip_value)
-        call_apply(network.at.apply, (network, parameters, optimizer, work, clip, limit, thread, n_threads))
+        call_apply(network.at.apply, (held, held_optimizer, clip, limit, thread, n_threads))
         barrier(work.sync, n_threads)
     if optimizer.mode != NONE and (network.max_norm < np.inf or parameters.average.size > 0):
-        call_settle(network.at.settle, (network, parameters, work, share, thread, n_threads))
+        call_settle(network.at.settle, (held, share, thread, n_threads))
         barrier(work.sync, n_threads)
     return loss
 
@@ -314,10 +312,7 @@ def train(network, parameters, data, work, optimizer, run, max_updates, max_epoc
             share = 1.0 / (step - run.average_from)
             if run.average_decay < 1.0 and share < 1.0:
                 share = 1.0 - run.average_decay
-        both = held, held_optimizer
-        loss = backpropagate(
-            network, parameters, work, optimizer, both, position, rows, weight, key, share, thread, n_threads
-        )
+        loss = backpropagate(held, held_optimizer, position, rows, weight, key, share, thread, n_threads)
         diverged = not math.isfinite(loss)
         loss_sum += loss * weight
         weight_sum += weight

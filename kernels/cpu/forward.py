@@ -21,6 +21,7 @@ from .simd import (
     copy_line,
     lane_count,
     line_size,
+    look,
     prefetch_to_read,
     take_lanes,
     transpose_lines,
@@ -149,14 +150,15 @@ def gather(data, work, start, first, n_rows):
         take_lanes((x, (panels - 1) * width), (work.a, line), n_in - (panels - 1) * width)
 
 
-def drop(a, delta, start, rate, key, first, n_rows):
-    """Inverted dropout: zero each of a panel's activations with probability ``rate``, scale the others up.
+def drop(held, depth, start, key, first, n_rows):
+    """Inverted dropout: zero each of a panel's activations with the layer's probability, scale the others up.
 
-    ``key`` is that of the panel's first column; rows are counted from ``first`` within the update. The mask is
-    applied to f'(z) as well, and so to the delta.
+    The panel lies at ``start``, ``key`` is that of its first column; rows are counted from ``first`` within the
+    update. The mask is applied to f'(z) as well, and so to the delta.
     """
-    width = line_size(a)
-    a, delta = view(a, start, n_rows * width), view(delta, start, n_rows * width)
+    network, _, _, work = look(held)
+    rate, width = network.dropout[depth], line_size(work.a)
+    a, delta = view(work.a, start, n_rows * width), view(work.delta, start, n_rows * width)
     scale = a.dtype.type(1.0 / (1.0 - rate))
     for r in range(n_rows):
         row_key = fold(key, first + r)
@@ -171,8 +173,9 @@ call_drop = DROP.call
 
 
 @inlined
-def activate_panels(network, work, start, depth, first_panel, last_panel, key, first, n_rows, training):
+def activate_panels(held, start, depth, first_panel, last_panel, key, first, n_rows, training):
     """Take some panels of a layer's z through its activation, if it has one, and its dropout."""
+    network, _, _, work = look(held)
     layer, setting = network.layers[depth], work.a.dtype.type(network.setting[depth])
     if layer[ACTIVATE_AT] == 0:
         return
@@ -184,8 +187,7 @@ def activate_panels(network, work, start, depth, first_panel, last_panel, key, f
         call_activate(layer[ACTIVATE_AT], (layer[ACTIVATION], *places, n_rows * width, setting, training))
         if training and network.dropout[depth] > 0.0:
             panel_key = fold(fold(key, depth), panel)
-            place = work.a, work.delta, begin
-            call_drop(network.at.drop, (*place, network.dropout[depth], panel_key, first, n_rows))
+            call_drop(network.at.drop, (held, depth, begin, panel_key, first, n_rows))
         begin += panel_size
 
 
@@ -196,13 +198,14 @@ def is_rectified(network, depth):
 
 
 @inlined
-def forward(network, parameters, data, work, block, first, position, n_rows, key, training, span, thread):
+def forward(held, block, first, position, n_rows, key, training, span, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through layers ``span[0]`` to ``span[1]``.
 
     Leaves a[l] of each layer in ``work.a``, which for the output layer is z; in training, f'(z[l]) in ``work.delta``,
     but for layers that `is_rectified` names. ``key`` is the update's dropout key, ``position`` the block's first row
     within the update.
     """
+    network, parameters, data, work = look(held)
     since, until = span
     width = line_size(work.a)
     start = block * work.block_size
@@ -211,17 +214,13 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
         gather(data, work, start, first + position, n_rows)
         if training and network.noise > 0.0:
             noise_key = fold(key, len(network.layers))
-            call_perturb(
-                network.at.perturb,
-                (work.a, start, data.X.shape[1], work.block_rows, network.noise, noise_key, position, n_rows),
-            )
+            call_perturb(network.at.perturb, (held, start, noise_key, position, n_rows))
     for depth in range(since, until):
         layer = network.layers[depth]
         n_in, panels, rectifies = layer[N_IN], n_panels(layer[N_OUT], width), is_rectified(network, depth)
         if layer[KIND] != DENSE:
-            place = start, block * work.block_rows, network.epsilon[depth]
-            call_apart(network.at.forward_apart, (layer, parameters, work, *place, n_rows, thread))
-            activate_panels(network, work, start, depth, 0, panels, key, position, n_rows, training)
+            call_apart(network.at.forward_apart, (held, depth, block, n_rows, thread))
+            activate_panels(held, start, depth, 0, panels, key, position, n_rows, training)
             continue
         n_terms, panel_weights = terms_at_once(n_in, n_rows, width), (n_in + 1) * width
         term = 0
@@ -240,5 +239,5 @@ def forward(network, parameters, data, work, block, first, position, n_rows, key
                 places = (a, panel_size), (b, panel_weights), s, (place, panel_size), c
                 call_product(network.at.product, (*places, *size, number))
                 if is_last and not rectifies:  # while z is in L1
-                    activate_panels(network, work, start, depth, panel, last_panel, key, position, n_rows, training)
+                    activate_panels(held, start, depth, panel, last_panel, key, position, n_rows, training)
             term += n_terms

@@ -260,7 +260,7 @@ def sum_strip(held, depth, base, n_rows, group, first, last, with_bias, fetch, t
     if layer[KIND] != DENSE:
         for panel in range(first_panel, last_panel):
             line = (panel - first_panel) * STRIP_LINES * width
-            call_gains(network.at.gains, (layer, work, base, work.block_size, n_rows, panel, strip, line))
+            call_gains(network.at.gains, (held, depth, base, n_rows, panel, thread, line))
         return
     block_rows, place, done = work.block_rows, base, 0
     # Pieces are whole blocks, or parts of one that is larger.
@@ -432,8 +432,9 @@ def panel_of(layers, number):
     return depth, number, start, start + size
 
 
-def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
+def reduce(held, l1, l2, n_slices, thread, n_threads):
     """Add the slices' gradients, in order, and the penalties' into the first; each thread its share of the panels."""
+    network, parameters, _, work = look(held)
     for number in range(thread, parameters.norms.size, n_threads):
         depth, _, start, end = panel_of(network.layers, number)
         grad = view(parameters.grad[0], start, end - start)
@@ -446,8 +447,9 @@ def reduce(network, parameters, work, l1, l2, n_slices, thread, n_threads):
             work.penalty[number] = penalize_from(network, parameters, work, start, grad, size, l1, l2, thread)
 
 
-def square_norms(network, parameters, thread, n_threads):
+def square_norms(held, thread, n_threads):
     """Squared norm of each panel of the gradient. Precondition: `reduce`."""
+    network, parameters, _, _ = look(held)
     for number in range(thread, parameters.norms.size, n_threads):
         _, _, start, end = panel_of(network.layers, number)
         total = 0.0
@@ -465,8 +467,13 @@ def clipping_scale(parameters, clip_norm):
     return min(1.0, clip_norm / math.sqrt(total)) if total > 0.0 else 1.0
 
 
-def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads):
-    """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`."""
+def apply(held, optimizer, scale, limit, thread, n_threads):
+    """Update from ``scale`` times the gradient, clipped to ``limit``; each thread has the panels it has in `reduce`.
+
+    ``optimizer`` is held too.
+    """
+    network, parameters, _, work = look(held)
+    optimizer = look(optimizer)
     for number in range(thread, parameters.norms.size, n_threads):
         depth, panel, start, end = panel_of(network.layers, number)
         grad = view(parameters.grad[0], start, end - start)
@@ -482,10 +489,11 @@ def apply(network, parameters, optimizer, work, scale, limit, thread, n_threads)
             transpose_rows(parameters, layer, panel, 0, layer[N_IN])
 
 
-def settle(network, parameters, work, share, thread, n_threads):
+def settle(held, share, thread, n_threads):
     """After an update bring the norms of columns down to ``max_norm``, and the average along by ``share``; each thread
     has the panels it has in `reduce`.
     """
+    network, parameters, _, work = look(held)
     width = line_size(parameters.W)
     number = parameters.W.dtype.type
     for k in range(thread, parameters.norms.size, n_threads):

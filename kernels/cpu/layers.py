@@ -18,7 +18,7 @@ from ..problem import BATCH_NORM, DENSE, LAYER_NORM, RMS_NORM, SCALE, SUM
 from ..random import fold, uniform
 from .jit import Hook, inlined, routine
 from .layout import KIND, N_IN, N_OUT, NODE_IN, NODE_OUT, SKIP, STATISTICS, W, n_panels
-from .simd import add_line, add_product, copy_line, fill_line, lane_count, line_size, sum_line, view
+from .simd import add_line, add_product, copy_line, fill_line, lane_count, line_size, look, sum_line, view
 
 #: What the moving averages take from each batch.
 MOMENTUM = 0.1
@@ -58,18 +58,19 @@ def panel(array, node, number, work, start, n_rows):
     return view(array, begin, n_rows * width)
 
 
-def perturb(a, start, n_in, block_rows, deviation, key, first, n_rows):
+def perturb(held, start, key, first, n_rows):
     """Add Gaussian noise to the inputs of a block, by the method of Box & Muller (1958); counted like `drop`'s."""
-    number = a.dtype.type
-    width = line_size(a)
+    network, _, data, work = look(held)
+    number = work.a.dtype.type
+    n_in, width = data.X.shape[1], line_size(work.a)
     for r in range(n_rows):
         row_key = fold(key, first + r)
         for column in range(0, n_in, width):
-            line = view(a, start + (column * block_rows + r * width), min(width, n_in - column))
+            line = view(work.a, start + (column * work.block_rows + r * width), min(width, n_in - column))
             for lane in range(line.size):
                 radius = number(1) - number(uniform(fold(row_key, 2 * (column + lane))))
                 angle = number(2 * math.pi) * number(uniform(fold(row_key, 2 * (column + lane) + 1)))
-                line[lane] += number(deviation) * math.sqrt(number(-2) * log(radius)) * cos(angle)
+                line[lane] += number(network.noise) * math.sqrt(number(-2) * log(radius)) * cos(angle)
 
 
 @inlined
@@ -203,10 +204,10 @@ def normalize_back(layer, parameters, work, start, first, n_rows, thread):
 
 
 @routine
-def sum_rows(total, what, x, lines, x_column, column, work, block_size, n_rows):
+def sum_rows(total, what, x, lines, x_column, column, work, n_rows):
     """Add up a panel's lines over the rows of a batch (``SUMS``), or their products with those of ``x`` (``PRODUCTS``).
 
-    ``column`` and ``x_column`` are where the panels begin in the first block, blocks lie ``block_size`` apart.
+    ``column`` and ``x_column`` are where the panels begin in the first block.
     """
     width = line_size(lines)
     for first in range(0, n_rows, work.block_rows):
@@ -218,12 +219,12 @@ def sum_rows(total, what, x, lines, x_column, column, work, block_size, n_rows):
             else:
                 for lane in range(lane_count(line)):
                     total[lane] += line[lane]
-        column += block_size
-        x_column += block_size
+        column += work.block_size
+        x_column += work.block_size
 
 
 @inlined
-def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads):
+def batch_moments(layer, parameters, work, epsilon, n_rows, thread, n_threads):
     """Mean and deviation of z over the batch, and the moving averages; each thread its share of the panels.
 
     The variance that moves the average is the unbiased one, as in PyTorch.
@@ -236,7 +237,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
         place, column = layer[STATISTICS] + k * width, (layer[NODE_IN] + k * width) * work.block_rows
         fill(mean, 0.0)
         fill(variance, 0.0)
-        sum_rows(mean, SUMS, work.a, work.a, column, column, work, block_size, n_rows)
+        sum_rows(mean, SUMS, work.a, work.a, column, column, work, n_rows)
         for lane in range(lane_count(work.a)):
             mean[lane] /= n_rows
         for first in range(0, n_rows, work.block_rows):
@@ -244,7 +245,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
                 z = view(work.a, column + r * width, width)
                 for lane in range(lane_count(work.a)):
                     variance[lane] += (z[lane] - mean[lane]) ** 2
-            column += block_size
+            column += work.block_size
         for lane in range(lane_count(work.a)):
             work.moments[MEAN, place + lane] = number(mean[lane])
             work.moments[DEVIATION, place + lane] = number(1.0 / math.sqrt(variance[lane] / n_rows + epsilon))
@@ -254,7 +255,7 @@ def batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, 
 
 
 @inlined
-def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads):
+def batch_deltas(layer, parameters, work, n_rows, thread, n_threads):
     """Means over the batch of delta[y] gain, and of that times x; each thread its share of the panels."""
     width = line_size(work.a)
     number = work.a.dtype.type
@@ -265,8 +266,8 @@ def batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
         column = (layer[NODE_OUT] + k * width) * work.block_rows
         fill(total, 0.0)
         fill(total_x, 0.0)
-        sum_rows(total, SUMS, work.a, work.delta, x_column, column, work, block_size, n_rows)
-        sum_rows(total_x, PRODUCTS, work.a, work.delta, x_column, column, work, block_size, n_rows)
+        sum_rows(total, SUMS, work.a, work.delta, x_column, column, work, n_rows)
+        sum_rows(total_x, PRODUCTS, work.a, work.delta, x_column, column, work, n_rows)
         for lane in range(lane_count(work.a)):
             gain = parameters.W[layer[W] + 2 * k * width + lane]
             work.moments[DELTA, place + lane] = gain * number(total[lane] / n_rows)
@@ -286,16 +287,20 @@ def moving_moments(network, parameters, work):
             work.moments[DEVIATION, lane] = number(deviation)
 
 
-def forward_apart(layer, parameters, work, start, first, epsilon, n_rows, thread):
-    """The forward pass of a layer that is not dense."""
+def forward_apart(held, depth, block, n_rows, thread):
+    """The forward pass of a block through a layer that is not dense."""
+    network, parameters, _, work = look(held)
+    layer, start, first = network.layers[depth], block * work.block_size, block * work.block_rows
     if layer[KIND] == SUM:
         add(layer, work, start, n_rows)
     else:
-        normalize(layer, parameters, work, start, first, epsilon, n_rows, thread)
+        normalize(layer, parameters, work, start, first, network.epsilon[depth], n_rows, thread)
 
 
-def delta_apart(layer, parameters, work, start, first, epsilon, n_rows, thread):
+def delta_apart(held, depth, block, n_rows, thread):
     """The way back through it, or through what is left of a dense one whose input goes into a sum."""
+    network, parameters, _, work = look(held)
+    layer, start, first = network.layers[depth], block * work.block_size, block * work.block_rows
     if layer[KIND] == DENSE:
         join(layer, work, start, n_rows)
     elif layer[KIND] == SUM:
@@ -304,16 +309,20 @@ def delta_apart(layer, parameters, work, start, first, epsilon, n_rows, thread):
         normalize_back(layer, parameters, work, start, first, n_rows, thread)
 
 
-def look_at_batch(back, layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads):
+def look_at_batch(held, depth, is_back, n_rows, thread, n_threads):
     """What batch normalization takes from a whole batch, forward or back."""
-    if back:
-        batch_deltas(layer, parameters, work, block_size, n_rows, thread, n_threads)
+    network, parameters, _, work = look(held)
+    layer = network.layers[depth]
+    if is_back:
+        batch_deltas(layer, parameters, work, n_rows, thread, n_threads)
     else:
-        batch_moments(layer, parameters, work, block_size, epsilon, n_rows, thread, n_threads)
+        batch_moments(layer, parameters, work, network.epsilon[depth], n_rows, thread, n_threads)
 
 
-def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
-    """The gradient of one panel's gains, sum(delta x), and shifts, sum(delta), over a chunk, into a strip."""
+def sum_gains(held, depth, base, n_rows, k, thread, line):
+    """The gradient of one panel's gains, sum(delta x), and of shifts, sum(delta), over a chunk, into a strip."""
+    network, _, _, work = look(held)
+    layer, strip = network.layers[depth], work.strip[thread]
     width = line_size(work.a)
     x_column = base + (layer[NODE_IN] + k * width) * work.block_rows
     column = base + (layer[NODE_OUT] + k * width) * work.block_rows
@@ -324,8 +333,8 @@ def sum_gains(layer, work, base, block_size, n_rows, k, strip, line):
             delta = work.delta, column + r
             add_product((delta, (work.a, x_column + r), (strip, line)))
             add_line((delta, (strip, line + width)))
-        column += block_size
-        x_column += block_size
+        column += work.block_size
+        x_column += work.block_size
 
 
 FORWARD_APART, DELTA_APART = Hook(forward_apart), Hook(delta_apart)

@@ -29,8 +29,9 @@ def gather(data, work, start, first, n_rows, thread):
 
 
 @inlined
-def forward(network, parameters, data, work, block, first, position, n_rows, training, thread):
+def forward(held, block, first, position, n_rows, training, thread):
     """Take samples ``first + position`` to ``first + position + n_rows`` through all layers; see `forward.forward`."""
+    network, parameters, data, work = look(held)
     width, block_rows = line_size(work.a), work.block_rows
     start, n_lines, number = block * work.block_size, n_panels(n_rows, width), work.a.dtype.type(0)
     gather(data, work, start, first + position, n_rows, thread)
@@ -51,8 +52,9 @@ def forward(network, parameters, data, work, block, first, position, n_rows, tra
 
 
 @inlined
-def delta(network, parameters, work, block, n_rows):
+def delta(held, block, n_rows):
     """Take a block's delta back through all layers, without that of the inputs, and into panels; see `delta.delta`."""
+    network, parameters, _, work = look(held)
     width, start, block_rows = line_size(work.a), block * work.block_size, work.block_rows
     number = work.a.dtype.type(0)
     for depth in range(len(network.layers) - 1, -1, -1):
@@ -133,13 +135,13 @@ def sum_strip(held, depth, base, n_rows, group, first, last, with_bias, fetch, t
 
 def take_rows(held, block, first, position, n_rows, key, scale, training, forth, wants_loss, back, thread):
     """Take a block through all layers, to its loss if wanted, and back to where ``back`` has an end; see `rows`."""
-    network, parameters, data, work = look(held)
+    network, _, _, _ = look(held)
     if forth[1] > 0:
-        forward(network, parameters, data, work, block, first, position, n_rows, training, thread)
+        forward(held, block, first, position, n_rows, training, thread)
     if wants_loss:
         call_output_delta(network.at.output_delta, (held, block, first, position, n_rows, scale, thread))
     if back[1] > 0:
-        delta(network, parameters, work, block, n_rows)
+        delta(held, block, n_rows)
 
 
 TAKE_ROWS, SUM_STRIP = Hook(take_rows), Hook(sum_strip)

@@ -12,11 +12,11 @@ def take_rows(held, block, first, position, n_rows, key, scale, training, forth,
 
     ``held`` are network, parameters, data and workspace; see `forward`, `output_delta` and `delta` for the rest.
     """
-    network, parameters, data, work = look(held)
-    forward(network, parameters, data, work, block, first, position, n_rows, key, training, forth, thread)
+    network, _, _, _ = look(held)
+    forward(held, block, first, position, n_rows, key, training, forth, thread)
     if wants_loss:
         call_output_delta(network.at.output_delta, (held, block, first, position, n_rows, scale, thread))
-    delta(network, parameters, work, block, n_rows, back, thread)
+    delta(held, block, n_rows, back, thread)
 
 
 TAKE_ROWS = Hook(take_rows)

@@ -305,25 +305,25 @@ class Session:
         else as well. Returns those of networks whose lanes are units, and of those whose are samples.
         """
         dtype = self.topology.dtype
-        key, number, sizes = self.network.seed, dtype.type(0), (0, 0)
-        network, row = (self.network, self.parameters), (self.network.layers[0], self.parameters, self.work)
+        held, rule = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER))
+        key, number = self.network.seed, dtype.type(0)
         with quick_compilation():
             for hook in (ACTIVATE, PREPARE):
                 hook.address(dtype)
             addresses = Addresses(
-                output_delta=OUTPUT_DELTA.address_for(Held(typeof(self._things())), *sizes, *sizes, 0.0, 0),
-                forward_apart=FORWARD_APART.address_for(*row, *sizes, 0.0, *sizes),
-                delta_apart=DELTA_APART.address_for(*row, *sizes, 0.0, *sizes),
-                batch=LOOK_AT_BATCH.address_for(0, *row, 0, 0.0, 0, *sizes),
-                perturb=PERTURB.address_for(self.work.a, 0, 0, 0, 0.0, key, 0, 0),
-                reduce=REDUCE.address_for(*network, self.work, number, number, 0, *sizes),
-                norms=NORMS.address_for(*network, *sizes),
-                apply=APPLY.address_for(*network, NO_OPTIMIZER, self.work, number, number, *sizes),
-                settle=SETTLE.address_for(*network, self.work, 0.0, *sizes),
-                gains=SUM_GAINS.address_for(row[0], self.work, *sizes, *sizes, self.work.strip[0], 0),
+                output_delta=OUTPUT_DELTA.address_for(held, 0, 0, 0, 0, 0.0, 0),
+                forward_apart=FORWARD_APART.address_for(held, 0, 0, 0, 0),
+                delta_apart=DELTA_APART.address_for(held, 0, 0, 0, 0),
+                batch=LOOK_AT_BATCH.address_for(held, 0, 0, 0, 0, 0),
+                perturb=PERTURB.address_for(held, 0, key, 0, 0),
+                reduce=REDUCE.address_for(held, number, number, 0, 0, 0),
+                norms=NORMS.address_for(held, 0, 0),
+                apply=APPLY.address_for(held, rule, number, number, 0, 0),
+                settle=SETTLE.address_for(held, 0.0, 0, 0),
+                gains=SUM_GAINS.address_for(held, 0, 0, 0, 0, 0, 0),
                 penalize=PENALIZE.address(dtype),
                 log_softmax=LOG_SOFTMAX.address(dtype),
-                drop=DROP.address_for(self.work.a, self.work.delta, 0, 0.0, key, *sizes),
+                drop=DROP.address_for(held, 0, 0, key, 0, 0),
             )
             of_narrow = self._find_phases(narrow.TAKE_ROWS, UNIT_PRODUCT, narrow.SUM_STRIP)
             if ahead.is_first_use(dtype):
