@@ -274,21 +274,21 @@ def ways(rng: np.random.Generator, networks: Sequence[tuple[tuple[int, ...], int
             yield row("fused steps beside plain launches", ("fused steps",), ("plain launches",), 1e-5, distance)
 
 
-def on_torch(array: np.ndarray) -> Any:
+def torch_holder() -> Callable | None:
     import torch
 
-    return torch.as_tensor(array, device="cuda")
+    return partial(torch.as_tensor, device="cuda") if torch.cuda.is_available() else None
 
 
-def on_jax(array: np.ndarray) -> Any:
+def jax_holder() -> Callable | None:
     os.environ["XLA_PYTHON_CLIENT_PREALLOCATE"] = "false"
     import jax
 
-    return jax.device_put(array)
+    return None if jax.default_backend() == "cpu" else jax.device_put
 
 
-#: Who may hold samples in the GPU's memory.
-HOLDERS = {"numba_cuda": cuda.to_device, "torch": on_torch, "jax": on_jax}
+#: Who may hold samples in the GPU's memory: what brings an array there, or None where it is built for CPUs alone.
+HOLDERS = {"numba_cuda": lambda: cuda.to_device, "torch": torch_holder, "jax": jax_holder}
 
 
 def places(rng: np.random.Generator, sizes: tuple[int, ...], n_samples: int, batch: int) -> Iterator[Row]:
@@ -307,8 +307,8 @@ def places(rng: np.random.Generator, sizes: tuple[int, ...], n_samples: int, bat
             return fit(net, X, y, "cuda")
 
     yield compare("bits of samples that stream", 0.0, lambda: different_bits(streamed(), whole()))
-    for holder, bring in HOLDERS.items():
-        if importlib.util.find_spec(holder) and (holder == "numba_cuda" or not compat.SIMULATED):
+    for holder, find in HOLDERS.items():
+        if importlib.util.find_spec(holder) and (holder == "numba_cuda" or not compat.SIMULATED) and (bring := find()):
             words = f"bits of samples held by {holder}"
             yield compare(words, 0.0, lambda bring=bring: different_bits(fit(net, bring(X), bring(y), "cuda"), whole()))
     there = cuda.to_device(X)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Callable, Collection, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -46,8 +46,8 @@ class Controls(NamedTuple):
 class Callback:
     """Base of callbacks that need the network; a plain callable of the History will do where they do not.
 
-    Until `end` the network holds copies: what a callback writes into its parameters does not reach the training, and
-    is lost. `Controls` are what may be changed.
+    Until `end` the network holds copies, which the training writes over: what a callback writes into its parameters
+    before does not reach the training, and may be lost. `Controls` are what may be changed.
 
     Attributes
     ----------
@@ -113,8 +113,9 @@ def begun(net: MLP, callbacks: Sequence[Callback], controls: Controls, history: 
             started.append(callback)
         yield
     finally:
-        for callback in started:
-            callback.end(net, history)
+        with ExitStack() as ends:  # where one fails, the others are called still
+            for callback in reversed(started):
+                ends.callback(callback.end, net, history)
 
 
 @dataclass
@@ -169,19 +170,22 @@ class Annealing(Callback):
             setattr(self, name, schedule)
 
     def begin(self, net: MLP, controls: Controls) -> None:
-        self._epochs = len(controls.rates)
+        epochs = len(controls.rates)
         self._followers = [
-            (self.dropout, controls.dropout, controls.dropout.copy()),
-            (self.weight_decay, controls.weight_decay, controls.weight_decay.copy()),
+            (values, [schedule.rate_at(epoch, epochs, 1, 1.0) * values for epoch in range(epochs + 1)])
+            for schedule, values in ((self.dropout, controls.dropout), (self.weight_decay, controls.weight_decay))
         ]
+        highest = np.max(self._followers[0][1][:epochs], initial=0.0)
+        if highest >= 1:
+            raise ValueError(f"Annealing's dropout must be a schedule that keeps it below 1, not one up to {highest:g}")
         self._follow(0)
 
     def after_epoch(self, net: MLP, history: History) -> None:
         self._follow(history.epochs)
 
     def _follow(self, epoch: int) -> None:
-        for schedule, values, first in self._followers:
-            values[:] = schedule.factor(epoch, self._epochs) * first
+        for values, by_epoch in self._followers:
+            values[:] = by_epoch[epoch]
 
 
 @dataclass
@@ -268,7 +272,7 @@ class WeightAveraging(Callback):
     by: str = "epoch"
 
     def __post_init__(self) -> None:
-        number_in("start", self.start, at_least=0)
+        self.start = count("start", self.start, at_least=0)
         if self.decay is not None:
             number_in("decay", self.decay, at_least=0, below=1)
         choice("by", self.by, ("epoch", "step"))

@@ -44,7 +44,7 @@ def read(path: str | os.PathLike) -> tuple[dict[str, Any], dict[str, np.ndarray]
         with safe_open(path, framework="numpy") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+    except (SafetensorError, OSError, TypeError, AttributeError) as error:  # the last two of types that NumPy lacks
         raise ValueError(f"{path} is not a safetensors file, or is damaged: {error}") from error
     try:
         description = json.loads(metadata[KEY])

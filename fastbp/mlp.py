@@ -244,6 +244,9 @@ class MLP:
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
+        for name in ("_theta", "_moving"):  # read-only if they were unpickled into a mapped file
+            if not state[name].flags.writeable:
+                state[name] = state[name].copy()
         self._sessions = Sessions()
         self._take_views()
 
@@ -378,7 +381,9 @@ class MLP:
         norm = math.inf if clip_norm is None else validation.number_in("clip_norm", clip_norm, above=0)
         value = math.inf if clip_value is None else validation.number_in("clip_value", clip_value, above=0)
         optimizer = as_optimizer(optimizer)
-        if not isinstance(callbacks, Sequence) or not all(isinstance(c, Callback) or callable(c) for c in callbacks):
+        if not isinstance(callbacks, Sequence) or not all(
+            isinstance(c, Callback) or (callable(c) and not isinstance(c, type)) for c in callbacks
+        ):
             raise TypeError(f"callbacks must be a sequence of Callbacks or callables, it is {callbacks!r}")
         watchers = [c if isinstance(c, Callback) else PlainCallback(c) for c in callbacks]
         schedule = as_schedule(schedule)
@@ -446,7 +451,8 @@ class MLP:
         update = Update(optimizer.rule, *groups, norm, value)
         if averaging is not None:
             decay = math.inf if averaging.decay is None else averaging.decay
-            update = update._replace(average_from=step + averaging.start * epoch_updates, average_decay=decay)
+            start = min(averaging.start * epoch_updates, n_updates)
+            update = update._replace(average_from=step + start, average_decay=decay)
         n_calls = 1 if held_out is None and not watchers else -(-n_updates // epoch_updates)
         where = threads, device, precision
         with self._session(batch_rows, update_rows, n_updates, *where, n_calls=n_calls) as session:
@@ -718,13 +724,16 @@ class MLP:
         TypeError
             If ``metadata`` holds anything but strings.
         ValueError
-            If the network has an activation or a loss of the user's own.
+            If the network has an activation or a loss of the user's own, or parameters that are not finite.
         """
         description = self._description()
         scaler = {}
         if self.feature_mean is not None and self.feature_scale is not None:
             scaler = {"feature_mean": self.feature_mean, "feature_scale": self.feature_scale}
-        io.write(path, description, self._tensors() | scaler)
+        tensors = self._tensors() | scaler
+        for name, tensor in tensors.items():
+            validation.finite(name, tensor)
+        io.write(path, description, tensors)
 
     def _description(self) -> dict[str, Any]:
         """What a file says of the network besides its tensors; raises as `save`."""
@@ -840,6 +849,7 @@ def load(path: str | os.PathLike) -> MLP:
             if shapes != {((sizes[0],), "float64")} or not (net.feature_scale > 0).all():
                 raise ValueError("feature_mean and feature_scale do not fit the network")
             validation.finite("feature_mean", net.feature_mean)
+            validation.finite("feature_scale", net.feature_scale)
         targets = net._tensors()
         if {name: (t.shape, t.dtype) for name, t in tensors.items()} != {
             name: (t.shape, t.dtype) for name, t in targets.items()
@@ -847,6 +857,8 @@ def load(path: str | os.PathLike) -> MLP:
             raise ValueError("its tensors do not fit its description")
         for name, target in targets.items():
             target[...] = validation.finite(name, tensors[name])
+            if name.endswith("running_variance") and target.min() < 0:
+                raise ValueError(f"{name} is negative")
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds a damaged fastbp network: {error}") from error
     net.epochs, net.metadata = epochs, metadata
@@ -919,7 +931,8 @@ def _residual(residual: Any, sizes: tuple[int, ...]) -> tuple[bool, ...]:
 
 
 def _dropout(dropout: float | Sequence[float], n_hidden: int) -> tuple[float, ...]:
-    rates = tuple(dropout) if isinstance(dropout, (Sequence, np.ndarray)) else (dropout,) * n_hidden
+    one = isinstance(dropout, str) or np.ndim(dropout) == 0
+    rates = (dropout,) * n_hidden if one else tuple(dropout)  # type: ignore[arg-type]
     if len(rates) != n_hidden:
         raise ValueError(f"dropout must be one number or one per hidden layer ({n_hidden}), it has {len(rates)}")
     return tuple(validation.number_in("dropout", rate, at_least=0, below=1) for rate in rates)
@@ -930,7 +943,7 @@ def _dtype(dtype: Any) -> np.dtype:
         known = np.dtype(dtype)
     except TypeError:
         known = np.dtype(object)
-    if dtype is None or known.name not in ("float32", "float64"):
+    if dtype is None or known.name not in ("float32", "float64") or not known.isnative:
         raise ValueError(f"dtype must be 'float32' or 'float64', it is {dtype!r}")
     return known
 

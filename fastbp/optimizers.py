@@ -134,7 +134,8 @@ class Optimizer:
                 f"{self._slots.dtype} and {self._slots.shape[0]} slots, this one has {n_parameters} of type {dtype} "
                 f"and {shape[0]}: give a new instance, or call reset() first"
             )
-        return self._slots, self._step
+        # read-only if it was unpickled into a mapped file
+        return (self._slots if self._slots.flags.writeable else self._slots.copy()), self._step
 
     def keep(self, slots: np.ndarray, step: int) -> None:
         """Take over the state of a training."""
@@ -418,7 +419,9 @@ def as_optimizer(optimizer: str | Optimizer | LBFGS) -> Optimizer | LBFGS:
         return BY_NAME[choice("optimizer", optimizer, BY_NAME)]()
     if isinstance(optimizer, Optimizer):
         optimizer.check()
-    elif not isinstance(optimizer, LBFGS):
+    elif isinstance(optimizer, LBFGS):
+        optimizer.__post_init__()  # settings may have changed since
+    else:
         raise TypeError(
             f"optimizer must be a name ({', '.join(BY_NAME)}) or an Optimizer, not {type(optimizer).__name__}"
         )

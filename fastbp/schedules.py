@@ -69,7 +69,11 @@ class Schedule:
         ValueError, TypeError
             If it is not a finite number of at least 0.
         """
-        return number_in("schedule's learning rate", rate * self.factor(time, total), at_least=0)
+        try:
+            factor = self.factor(time, total)
+        except OverflowError:
+            factor = math.inf
+        return number_in("schedule's learning rate", rate * factor, at_least=0)
 
     @property
     def last(self) -> Schedule:
@@ -165,6 +169,8 @@ class CosineRestarts(Schedule):
 
     def factor(self, time: float, total: float) -> float:
         cycle = self.first
+        if self.stretch == 1:
+            time = math.fmod(time, cycle)
         while time >= cycle:
             time -= cycle
             cycle *= self.stretch

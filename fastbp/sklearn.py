@@ -10,7 +10,7 @@ from __future__ import annotations
 import inspect
 import math
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from copy import copy
 from dataclasses import dataclass
 from functools import partial
@@ -61,6 +61,7 @@ class _Iterations(Callback):
 
     def __init__(self, estimator: Any, n_samples: int, held_out: tuple | None, offset: float):
         self.estimator, self.n_samples, self.held_out, self.offset = estimator, n_samples, held_out, offset
+        self.converged = False
 
     def begin(self, net: MLP, controls: Controls) -> None:
         self.rates = controls.rates
@@ -91,12 +92,15 @@ class _Iterations(Callback):
             return False
         if estimator.verbose:
             print(f"{message} Stopping.")
+        self.converged = True
         return True
 
 
 class _Trained:
     """What both estimators hand over to fastbp."""
 
+    #: Parameters of ours and scikit-learn's; a subclass need not have all.
+    _defaults: ClassVar[Mapping[str, inspect.Parameter]]
     # set by scikit-learn's classes
     activation: Any
     solver: str
@@ -148,8 +152,7 @@ class _Trained:
             validate_data(reader, X, skip_check_array=True)
             read = partial(validate_data, reader, accept_sparse=["csr", "csc"], reset=False)
             validation_data = _read_held_out(validation_data, read)
-        self._validation_data = validation_data
-        return fit(X, y, sample_weight)
+        return self._fit_beside(validation_data, fit, X, y, sample_weight)
 
     def _fit_encoded(self, fit: Callable, X, y, sample_weight, validation_data) -> Any:
         """The same of a table, as numbers."""
@@ -169,11 +172,18 @@ class _Trained:
             raise ValueError(
                 f"X must hold at least 2 samples of a weight above 0 with preset='tabular', it holds {n_samples}"
             )
-        self._validation_data = validation_data
-        fit(encoded, y, sample_weight)
+        self._fit_beside(validation_data, fit, encoded, y, sample_weight)
         estimator._encoder = encoder
         validate_data(estimator, X, skip_check_array=True)
         return self
+
+    def _fit_beside(self, validation_data: tuple | None, fit: Callable, *args: Any) -> Any:
+        """Fit while what is held out is at hand, and not kept."""
+        self._validation_data = validation_data
+        try:
+            return fit(*args)
+        finally:
+            del self._validation_data
 
     def _check_partial_fit(self) -> None:
         estimator: Any = self
@@ -235,6 +245,7 @@ class _Trained:
         # Views, so that a score in the middle of the training sees the network as it is.
         self.coefs_, self.intercepts_ = list(net.weights), list(net.biases)
         estimator.n_iter_ = 0
+        iterations = _Iterations(self, n_samples, held_out, self._offset(y, sample_weight))
         try:
             net.fit(
                 X,
@@ -245,12 +256,12 @@ class _Trained:
                 epochs=epochs,
                 shuffle=estimator.shuffle,
                 schedule=schedule,
-                callbacks=[_Iterations(self, n_samples, held_out, self._offset(y, sample_weight))],
+                callbacks=[iterations],
                 threads=estimator.threads,
                 device=estimator.device,
                 progress=False,
             )
-            if not incremental and estimator.n_iter_ == estimator.max_iter:
+            if not incremental and estimator.n_iter_ == estimator.max_iter and not iterations.converged:
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached and the optimization "
                     f"hasn't converged yet.",
@@ -278,8 +289,7 @@ class _Trained:
             raise TypeError("X must be a DataFrame or an array with preset='tabular', it is a sparse matrix")
 
     def _is_default(self, name: str) -> bool:
-        default = inspect.signature(type(self).__init__).parameters[name].default
-        return np.array_equal(getattr(self, name), default)
+        return np.array_equal(getattr(self, name), self._defaults[name].default)
 
     def _recipe(self, name: str, recipe: Any) -> Any:
         """A parameter, or the recipe's if it has been left at its default."""
@@ -367,7 +377,8 @@ class _Trained:
         net, session, data = work
         self._unpack(packed.astype(net.dtype, copy=False))  # type: ignore[attr-defined]
         session.load(self._theta())
-        loss, net.theta = session.gradients(data)
+        # Neither need be finite where a line search looks: it will look elsewhere.
+        loss, net._theta[:] = session.gradients(data)
         loss += self._offset(y, sample_weight)
         return loss, np.concatenate([part.ravel() for part in (*net.weights, *net.biases)]).astype(np.float64)
 
@@ -502,6 +513,7 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         device="cpu",
         preset=None,
     )
+    _defaults = inspect.signature(__init__).parameters
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model.
@@ -557,6 +569,7 @@ class MLPRegressor(_Trained, neural_network.MLPRegressor):
     __init__ = _make_init(
         neural_network.MLPRegressor, dropout=0.0, optimizer=None, threads=None, device="cpu", preset=None
     )
+    _defaults = inspect.signature(__init__).parameters
 
     def fit(self, X, y, sample_weight=None, validation_data=None):
         """Fit the model; parameters are those of `MLPClassifier.fit`."""

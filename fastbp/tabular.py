@@ -14,6 +14,7 @@ the end of a cosine are in question there: at a small learning rate chance has l
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -110,13 +111,13 @@ def table_encoder(X: Any) -> Pipeline:
     too; where a number is missing, the median takes its place and another column says so.
     """
     kinds = ["datetime", "datetimetz", "timedelta"]
-    times: Any = make_column_selector(dtype_include=kinds)
-    numbers: Any = make_column_selector(dtype_include=np.number, dtype_exclude=kinds)
-    others: Any = make_column_selector(dtype_exclude=[np.number, *kinds])
-    if not hasattr(X, "columns"):
-        times = []
-        numbers = [k for k, column in enumerate(np.asarray(X).T) if _is_of_numbers(column)]
-        others = [k for k in range(np.shape(X)[1]) if k not in numbers]
+    if hasattr(X, "columns"):
+        frame = X.set_axis(range(X.shape[1]), axis=1)  # labels that are whole numbers would be taken for positions
+        times = make_column_selector(dtype_include=kinds)(frame)
+        numbers = make_column_selector(dtype_include=np.number, dtype_exclude=kinds)(frame.infer_objects())
+    else:
+        times, numbers = [], [k for k, column in enumerate(np.asarray(X).T) if _is_of_numbers(column)]
+    others = [k for k in range(np.shape(X)[1]) if k not in (*times, *numbers)]
     imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     one_hot = OneHotEncoder(handle_unknown="ignore", drop="if_binary", sparse_output=False)
     columns = make_column_transformer(
@@ -235,8 +236,10 @@ def recommended_folds(
         split = StratifiedKFold if rarest >= FOLDS else KFold
         split = split(min(FOLDS, len(y)), shuffle=True, random_state=random_state)
     else:
-        split = StratifiedShuffleSplit if rarest > 1 else ShuffleSplit
-        split = split(1, test_size=fraction or VALIDATION_FRACTION, random_state=random_state)
+        fraction = fraction or VALIDATION_FRACTION
+        n_fewer, n_classes = math.floor(len(y) * min(fraction, 1 - fraction)), len(np.unique(labels))
+        split = StratifiedShuffleSplit if rarest > 1 and n_fewer >= n_classes else ShuffleSplit
+        split = split(1, test_size=fraction, random_state=random_state)
     return list(split.split(y, labels))
 
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -51,6 +51,7 @@ class Training:
     score: Callable[[], dict[str, float]] | None
     callbacks: Sequence[Callback]
     progress: bool | None
+    _kept: tuple | None = field(default=None, init=False)
 
     def run(self, history: History) -> None:
         """Train, and write down the curves; an epoch that ``n_updates`` cut short counts as one.
@@ -59,10 +60,15 @@ class Training:
         ------
         DivergedError
         """
+        self._keep()
         try:
             self._run(history)
-        finally:
+        except BaseException as error:
             self._take_over()
+            if isinstance(error, DivergedError):
+                self._go_back()
+            raise
+        self._take_over()
 
     def _run(self, history: History) -> None:
         session, epochs = self.session, len(self.rates)
@@ -115,6 +121,7 @@ class Training:
                     )
                 if self.callbacks:
                     self._take_over()
+                    self._keep()
                 stop |= any([wants_to_stop(callback.after_epoch(self.net, history)) for callback in self.callbacks])
 
     def _bar(self, n_samples: int) -> AbstractContextManager[tqdm | None]:
@@ -128,6 +135,18 @@ class Training:
         """Bring the network and the optimizer to what the session has published last."""
         self.session.collect()
         self.optimizer.keep(self.slots, self.session.published_step)
+
+    def _keep(self) -> None:
+        """Remember how an epoch has ended, if somebody wants the parameters in the middle of the next."""
+        if any(callback.every for callback in self.callbacks):
+            self._kept = self.net.snapshot(), self.slots.copy(), self.session.published_step
+
+    def _go_back(self) -> None:
+        """Be as at the end of the last finite epoch."""
+        if self._kept is not None:
+            parameters, self.slots[:], step = self._kept
+            self.net.restore(parameters)
+            self.optimizer.keep(self.slots, step)
 
     def _pause(self, updates: int) -> int:
         """The update after which somebody wants to be called, or that is the last."""

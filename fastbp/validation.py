@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import importlib
-import math
 import re
-from collections.abc import Collection, Iterable, Mapping
+import sys
+from collections.abc import Collection, Mapping
 from types import ModuleType
 from typing import Any
 
@@ -86,7 +86,7 @@ def number_in(
     is_number = isinstance(value, (int, float, np.integer, np.floating)) and not isinstance(value, bool)
     if (
         is_number
-        and math.isfinite(value)
+        and abs(value) <= sys.float_info.max
         and (above is None or value > above)
         and (at_least is None or value >= at_least)
         and (below is None or value < below)
@@ -140,17 +140,17 @@ def spec(choice: Choice, table: Mapping[str, Any]) -> str:
     return f"{choice.name}({setting.name}={choice.setting!r})"
 
 
-def count(name: str, value: Any) -> int:
-    """``value`` as an int if it is an integer of at least 1.
+def count(name: str, value: Any, at_least: int = 1) -> int:
+    """``value`` as an int if it is an integer of at least that.
 
     Raises
     ------
     TypeError, ValueError
     """
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)):
-        raise TypeError(f"{name} must be an integer of at least 1, it is {value!r}")
-    if value < 1:
-        raise ValueError(f"{name} must be at least 1, it is {value}")
+        raise TypeError(f"{name} must be an integer of at least {at_least}, it is {value!r}")
+    if value < at_least:
+        raise ValueError(f"{name} must be at least {at_least}, it is {value}")
     return int(value)
 
 
@@ -312,6 +312,8 @@ def targets(name: str, y: Any, kind: str, n_samples: int, n_out: int, dtype: np.
 def weights(name: str, sample_weight: Any, n_samples: int, dtype: np.dtype) -> np.ndarray:
     """Check sample weights: (n_samples,) of at least 0 with a sum above 0; None gives an empty array.
 
+    Those above 0 must leave room for what they are multiplied and divided by.
+
     Raises
     ------
     TypeError, ValueError
@@ -326,6 +328,12 @@ def weights(name: str, sample_weight: Any, n_samples: int, dtype: np.dtype) -> n
         raise ValueError(f"{name} must not be negative, it holds {array.min():g}")
     if not array.any():
         raise ValueError(f"{name} must hold at least one weight above 0, all are 0")
+    highest = float(np.finfo(dtype).max) ** 0.75
+    extreme = array[(array > highest) | ((array > 0) & (array < 1 / highest))]
+    if extreme.size:
+        raise ValueError(
+            f"{name} must hold weights of 0 or from {1 / highest:.0e} to {highest:.0e}, it holds {extreme[0]:g}"
+        )
     return array
 
 
@@ -352,13 +360,20 @@ def class_weights(
         present = counts > 0
         of_class = np.where(present, labels.size / (present.sum() * np.maximum(counts, 1)), 1.0)
     else:
-        if not isinstance(class_weight, Iterable):
+        if isinstance(class_weight, Mapping):
+            pairs = list(class_weight.items())
+        elif np.ndim(class_weight) == 1:
+            pairs = list(enumerate(class_weight))
+            if len(class_weight) != n_classes:
+                raise ValueError(
+                    f"class_weight must have a weight for each of the {n_classes} classes, it has {len(class_weight)}"
+                )
+        else:
             raise TypeError(f"class_weight must be 'balanced', a dict or a sequence of numbers, it is {class_weight!r}")
-        pairs = class_weight.items() if isinstance(class_weight, Mapping) else enumerate(class_weight)
         of_class = np.ones(n_classes)
         for label, weight in pairs:
             if not isinstance(label, (int, np.integer)) or not 0 <= label < n_classes:
                 raise ValueError(f"class_weight must be for the classes 0 to {n_classes - 1}, it holds {label!r}")
             of_class[label] = number_in(f"class_weight of class {label}", weight, above=0)
     weight = of_class[labels] * (sample_weight if sample_weight.size else 1.0)
-    return canonical(weight, dtype)
+    return weights("class_weight times sample_weight", weight, len(labels), dtype)

@@ -199,6 +199,17 @@ def test_only_one_callback_sets_the_parameters_in_the_end(rng, by, other):
     case.net.fit(case.X, case.y, epochs=2, callbacks=[average, stopping])
 
 
+def test_an_end_that_fails_keeps_no_other_from_its_own(rng):
+    class Failing(fastbp.Callback):
+        def end(self, net, history):
+            raise RuntimeError
+
+    case, first, last = make_case(rng, (5, 17, 3)), Recorder(), Recorder()
+    with pytest.raises(RuntimeError):
+        case.net.fit(case.X, case.y, epochs=2, callbacks=[first, Failing(), last])
+    assert first.calls == last.calls == ["begin", 1, 2, "end"]
+
+
 def test_those_that_have_begun_are_ended(rng):
     class Failing(Recorder):
         def begin(self, net, controls):
@@ -210,6 +221,28 @@ def test_those_that_have_begun_are_ended(rng):
             case.net.fit(case.X, case.y, optimizer=optimizer, callbacks=[first, second, Recorder()])
         assert second.calls == []
     assert first.calls == ["begin", "end"] * 2
+
+
+@pytest.mark.parametrize("start", [np.int32(1), 1])
+def test_averaging_by_step_compiles_nothing_for_another_type_of_start(rng, start):
+    case = make_case(rng, (5, 17, 3))
+    average = fastbp.WeightAveraging(start=start, by="step")
+    assert type(average.start) is int
+    case.net.fit(case.X, case.y, epochs=2, callbacks=[average])
+
+
+@pytest.mark.parametrize("start", [0.5, -1, "1"])
+def test_a_bad_start_of_averaging_is_refused(start):
+    with pytest.raises((ValueError, TypeError), match=f"start must be .*at least 0, it is {start!r}"):
+        fastbp.WeightAveraging(start=start)
+
+
+def test_averaging_that_starts_after_the_training_is_none(rng):
+    case = make_case(rng, (5, 17, 3))
+    twin = deepcopy(case.net)
+    case.net.fit(case.X, case.y, epochs=2, callbacks=[fastbp.WeightAveraging(start=10**30, by="step")])
+    twin.fit(case.X, case.y, epochs=2)
+    assert np.array_equal(case.net.theta, twin.theta)
 
 
 class Dropouts(fastbp.Callback):
@@ -229,6 +262,8 @@ def test_annealing_takes_what_fit_does(rng):
     for dropout in ("polynomial", schedules.WarmUp(4, schedules.Cosine())):
         case.net.fit(case.X, case.y, epochs=4, callbacks=[fastbp.Annealing(dropout), seen])
     np.testing.assert_allclose(seen.values, [0.4, 0.3, 0.2, 0.1, 0, 0, 0.1, 0.2, 0.3, 0.4], atol=1e-15)
+    refuses(case, [fastbp.Annealing(schedules.Exponential(2.0))], "dropout .* below 1, not .* 1.6", epochs=3)
+    refuses(case, [fastbp.Annealing(weight_decay=schedules.Exponential(2.0))], "inf", optimizer="adamw", epochs=2000)
     for bad in (lambda epoch: 0.1, "reduce_on_plateau", schedules.WarmUp(1, schedules.ByStep(lambda step: 0.1)), 3):
         with pytest.raises(TypeError, match="weight_decay must be"):
             fastbp.Annealing(weight_decay=bad)

@@ -154,6 +154,25 @@ def test_reduce_on_plateau_leaves_a_falling_loss_alone(rng):
 
 
 @pytest.mark.parametrize(
+    "schedule",
+    [
+        schedules.Step(1, 10.0),
+        schedules.Exponential(2.0),
+        schedules.LogCosine(10**4),
+        schedules.WarmUp(1, schedules.InverseScaling(1e300)),
+    ],
+)
+def test_a_rate_that_overflows_is_refused(schedule):
+    with pytest.raises(ValueError, match="schedule's learning rate must be a number at least 0, it is inf"):
+        learning_rates(schedule, 0.1, 2000, steps=1)
+
+
+def test_restarts_may_be_many():
+    rates = learning_rates(schedules.CosineRestarts(1e-17), 0.1, 1000, steps=1)
+    assert rates.min() >= 0 and rates.max() <= 0.1
+
+
+@pytest.mark.parametrize(
     ("make", "words"),
     [
         (lambda: schedules.Step(0), ["every", "0"]),

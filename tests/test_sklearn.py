@@ -12,6 +12,7 @@ import fastbp
 
 sklearn = pytest.importorskip("sklearn", reason="scikit-learn is not installed (extra: sklearn)")
 
+import joblib  # noqa: E402
 import pandas as pd  # noqa: E402
 from scipy import sparse  # noqa: E402
 from sklearn import datasets, neural_network  # noqa: E402
@@ -336,3 +337,62 @@ def test_cross_validated_like_scikit_learn(name):
         for module in (neural_network, ours)
     ]
     assert scores[1] > scores[0] - 0.03
+
+
+class Configured(ours.MLPClassifier):
+    """A subclass with parameters of its own choice."""
+
+    def __init__(self, alpha=1e-4):
+        super().__init__((5,), alpha=alpha, solver="lbfgs", max_iter=3)
+
+
+def test_a_subclass_may_have_fewer_parameters():
+    X, y = make_data("classes")
+    twin = ours.MLPClassifier((5,), alpha=0.1, solver="lbfgs", max_iter=3, random_state=0).fit(X, y)
+    configured = Configured(0.1)
+    configured.random_state = 0
+    assert np.array_equal(configured.fit(X, y).predict_proba(X), twin.predict_proba(X))
+
+
+def test_an_estimator_in_a_mapped_file_is_copied_before_it_trains(tmp_path):
+    """joblib maps what it hands to another process."""
+    X, y = make_data("classes")
+    net = fastbp.MLP((6, 3), loss="cross_entropy", random_state=0)
+    net.partial_fit(X, y)
+    trained = {"estimator": ours.MLPClassifier((5,), max_iter=2, random_state=0).fit(X, y), "net": net}
+    for name, original in trained.items():
+        joblib.dump(original, tmp_path / name)
+        mapped = joblib.load(tmp_path / name, mmap_mode="r")
+        predict = "predict_proba" if name == "estimator" else "predict"
+        before = getattr(original, predict)(X)
+        for one in (mapped, original):
+            one.partial_fit(X, y)
+        assert np.array_equal(getattr(mapped, predict)(X), getattr(original, predict)(X))
+        assert np.array_equal(getattr(joblib.load(tmp_path / name), predict)(X), before)
+
+
+def test_training_that_converges_in_its_last_epoch_does_not_warn():
+    X, y = make_data("classes")
+    for kind in (neural_network.MLPClassifier, ours.MLPClassifier):
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", ConvergenceWarning)
+            model = kind(max_iter=15, n_iter_no_change=13, tol=10, random_state=0).fit(X, y)
+        assert model.n_iter_ == 15
+
+
+def test_validation_data_is_not_kept():
+    X, y = make_data("classes")
+    for settings in ({"early_stopping": True}, {"preset": "tabular"}):
+        model = ours.MLPClassifier((5,), max_iter=3, **settings).fit(X, y, validation_data=(X, y))
+        assert not hasattr(model, "_validation_data")
+
+
+def test_lbfgs_leaves_what_is_not_finite_to_the_line_search():
+    rng = np.random.default_rng(1)
+    X = rng.normal(size=(500, 5)) * [1, 10, 100, 1000, 1.0]
+    y = rng.poisson(np.exp(1 + X[:, 0] * 0.5))
+    losses = [
+        kind(loss="poisson", solver="lbfgs", random_state=2, max_iter=60).fit(X / 2, y).loss_
+        for kind in (neural_network.MLPRegressor, ours.MLPRegressor)
+    ]
+    assert np.isfinite(losses[1])

@@ -165,7 +165,7 @@ def test_annealing_multiplies_dropout_and_decay_epoch_by_epoch(rng):
     case.net.fit(
         case.X,
         np.zeros_like(case.y),
-        sample_weight=np.zeros(len(case.X)) + 1e-300,
+        sample_weight=np.zeros(len(case.X)) + 1e-200,
         optimizer=fastbp.AdamW(1.0, weight_decay=0.1, epsilon=1e300),
         batch_size=100,
         epochs=4,
@@ -323,3 +323,26 @@ def test_too_few_samples_and_arrays_for_frames_are_refused(rng):
     model = MLPRegressor(**QUICK).fit(X, y)
     with pytest.raises(TypeError, match="X must be a DataFrame, as it was in fit, it is of type ndarray"):
         model.predict(X.to_numpy())
+
+
+def test_labels_of_columns_may_be_numbers(rng):
+    X, _ = make_table(rng)
+    numbered = X[["size", "colour", "noise", "flag"]]
+    expected = table_encoder(numbered).fit_transform(numbered)
+    numbered = numbered.set_axis([3, 1, 0, 2], axis=1)
+    assert np.array_equal(table_encoder(numbered).fit_transform(numbered), expected)
+
+
+def test_objects_that_are_numbers_are_numbers(rng):
+    X, _ = make_table(rng)
+    objects = X.astype({"size": object, "noise": object})
+    encoder = table_encoder(objects)
+    assert np.array_equal(encoder.fit_transform(objects), table_encoder(X).fit_transform(X))
+
+
+@pytest.mark.parametrize(("n_samples", "n_classes", "fraction"), [(1000, 250, None), (120, 60, 0.2)])
+def test_classes_may_be_more_than_are_held_out(rng, n_samples, n_classes, fraction):
+    settings = {} if fraction is None else {"validation_fraction": fraction}
+    model = MLPClassifier((8,), preset="tabular", max_iter=1, **settings)
+    model.fit(rng.normal(size=(n_samples, 3)), np.arange(n_samples) % n_classes)
+    assert len(model.classes_) == n_classes

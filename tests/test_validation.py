@@ -192,9 +192,14 @@ def test_bad_inputs_of_standardize_are_refused(kind):
     ("class_weight", "words"),
     [
         ({3: 1.0}, ["class_weight", "3"]),
-        ([1.0, 0.0], ["class_weight", "1", "0.0"]),
+        ([1.0, 0.0, 1.0], ["class_weight", "1", "0.0"]),
         ("even", ["class_weight", "even"]),
         (5, ["class_weight", "5"]),
+        (np.array(5.0), ["class_weight", "5"]),
+        ([1.0, 2.0], ["class_weight", "3", "2"]),
+        ({0: 1e300}, ["class_weight", "float32"]),
+        ([1e-300] * 3, ["class_weight", "0"]),
+        ({0: 10**400}, ["class_weight", "1000"]),
     ],
 )
 def test_bad_class_weights_are_refused(class_weight, words):
@@ -219,6 +224,9 @@ BAD_FIT = [
     ("schedule", 0.1, "0.1"),
     ("callbacks", 3, "3|int"),
     ("callbacks", [3], "3"),
+    ("callbacks", [fastbp.EarlyStopping], "EarlyStopping"),
+    ("sample_weight", np.full(N_SAMPLES, 1e37), "e.37"),
+    ("sample_weight", np.full(N_SAMPLES, 1e-37), "e-37|e-38"),
     ("validation_data", X, "array"),
     ("validation_data", (X,), "1"),
     ("validation_data", (X, Y, None, None), "4"),
@@ -298,11 +306,15 @@ BAD_NETWORKS = [
     ({"dtype": "int32"}, ["dtype", "int32", "float32", "float64"]),
     ({"dtype": "nonsense"}, ["dtype", "nonsense", "float32", "float64"]),
     ({"dtype": None}, ["dtype", "None", "float32", "float64"]),
+    ({"dtype": np.dtype("f4").newbyteorder()}, ["dtype", "f4", "float32", "float64"]),
     ({"random_state": -1}, ["random_state", "-1"]),
     ({"random_state": 1.5}, ["random_state", "1.5"]),
     ({"random_state": "seed"}, ["random_state", "seed"]),
     ({"dropout": -0.1}, ["dropout", "-0.1"]),
     ({"dropout": 1.0}, ["dropout", "1.0"]),
+    ({"dropout": "0.5"}, ["dropout", "number", "0.5"]),
+    ({"dropout": np.array(1.5)}, ["dropout", "1.5"]),
+    ({"l1": 10**400}, ["l1", "1000"]),
     ({"dropout": [0.5]}, ["dropout", "1", "2"]),
     ({"dropout": [0.5, 1.5]}, ["dropout", "1.5"]),
     ({"normalization": "nonsense"}, ["normalization", "nonsense", *names(NORMALIZATIONS)]),
@@ -517,6 +529,37 @@ def test_divergence_is_seen_in_the_parameters_of_the_last_update():
     assert net.theta.tobytes() == before
 
 
+@pytest.mark.parametrize("epochs", [0, 2])
+def test_divergence_keeps_the_last_finite_epoch_beside_a_callback_between_updates(epochs):
+    """Which has the parameters published in the middle of an epoch."""
+
+    class Watching(fastbp.Callback):
+        every = 1
+
+    X, y = make_data()
+    fits = []
+    for callbacks, n in (([Watching()], epochs + 1), ([], epochs)):
+        net, optimizer = fastbp.MLP((N_IN, 4, 2), random_state=0), fastbp.SGD(0.01, momentum=0.9)
+        rates = lambda step: 0.01 if step < 4 * epochs + 2 else 1e30  # noqa: E731
+        settings = {"optimizer": optimizer, "batch_size": 3, "shuffle": False, "callbacks": callbacks}
+        error = None
+        if n:
+            try:
+                net.fit(X, y, epochs=n, schedule=fastbp.schedules.ByStep(rates), **settings)
+            except fastbp.DivergedError as diverged:
+                error = diverged
+        fits.append(
+            (
+                net.theta.tobytes(),
+                net.epochs,
+                optimizer._step,
+                optimizer.state(net.n_parameters, net.dtype)[0].tobytes(),
+            )
+        )
+        assert (error is None) == (not callbacks)
+    assert fits[0] == fits[1]
+
+
 @pytest.mark.parametrize("entry", ["fit", "partial_fit", "train_on_batch"])
 def test_divergence_in_the_first_epoch_keeps_the_weights(entry):
     X, y = make_data()
@@ -663,6 +706,13 @@ def zero_scale(tensors, metadata):
     tensors["feature_scale"][0] = 0.0
 
 
+def negative_variance(tensors, metadata):
+    describe(normalization=["batch_norm", None])(tensors, metadata)
+    tensors["normalizations.0.gain"] = tensors["normalizations.0.shift"] = np.ones(5, np.float32)
+    tensors["normalizations.0.running_mean"] = np.ones(5, np.float32)
+    tensors["normalizations.0.running_variance"] = np.full(5, -1, np.float32)
+
+
 def describe(**entries):
     """A change of the network's description."""
 
@@ -681,6 +731,8 @@ CHANGES = {
     "integers": make_integer,
     "a mean less": shorten_mean,
     "a scale of zero": zero_scale,
+    "a scale that is infinite": lambda tensors, metadata: tensors["feature_scale"].fill(np.inf),
+    "a variance below zero": negative_variance,
     "no weight": lambda tensors, metadata: tensors.pop("layers.1.weight"),
     "no bias": lambda tensors, metadata: tensors.pop("layers.2.bias"),
     "no scale": lambda tensors, metadata: tensors.pop("feature_scale"),
@@ -725,6 +777,28 @@ def test_a_missing_file_and_a_folder_are_the_systems_errors(tmp_path):
         fastbp.load(tmp_path / "none.safetensors")
     with pytest.raises(OSError):
         fastbp.load(tmp_path)
+
+
+def test_a_file_of_types_that_numpy_lacks_is_refused(tmp_path):
+    header = json.dumps({"a": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 2]}}).encode()
+    (tmp_path / "half.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes(2))
+    assert_load_refuses(tmp_path / "half.safetensors")
+
+
+def test_a_network_that_is_not_finite_is_not_saved(tmp_path):
+    net = fastbp.MLP((3, 4, 2))
+    net.biases[1][0] = np.nan
+    with pytest.raises(ValueError, match=r"layers\.1\.bias must hold finite numbers"):
+        net.save(tmp_path / "net.safetensors")
+    assert not list(tmp_path.iterdir())
+
+
+def test_settings_of_lbfgs_are_checked_again():
+    X, y = make_data()
+    optimizer = fastbp.LBFGS()
+    optimizer.memory = 0
+    with pytest.raises(ValueError, match="memory must be at least 1, it is 0"):
+        fastbp.MLP((N_IN, 2)).fit(X, y, optimizer=optimizer)
 
 
 def test_a_failed_save_keeps_the_old_file(model_file, tmp_path):

@@ -263,13 +263,15 @@ def as_device_array(values: Any) -> Any:
     for.
     """
     if hasattr(values, "__cuda_ndarray__"):
+        if getattr(values, "stream", 0):
+            values.stream.synchronize()
         return values
     if not hasattr(values, "__dlpack__"):
         return _cuda.as_cuda_array(values)
     from cuda.core.utils import StridedMemoryView
 
     stream = new_stream()
-    view = StridedMemoryView(values, stream_ptr=int(stream.handle))
+    view = StridedMemoryView.from_dlpack(values, stream_ptr=int(stream.handle))
     stream.synchronize()
     strides = view.strides and tuple(step * view.dtype.itemsize for step in view.strides)
     interface = {

@@ -109,8 +109,9 @@ class Resident:
         with compat.device_errors():
             place = compat.to_device(np.array([NONE]), stream)
             self._launch((make_find_bad, self.dtype), stream, self.flat, place)
-            found = int(place.copy_to_host(stream=stream)[0])
+            found = place.copy_to_host(stream=stream)
             stream.synchronize()
+        found = int(found[0])
         if found == NONE:
             return None
         row = self.flat.size // len(self)

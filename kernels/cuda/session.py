@@ -122,8 +122,8 @@ class Session:
         self._graphs: dict[tuple[int, int, int], compat.Graph] = {}
         self._drawn: Future = Future()
         self._drawn.set_result(None)
-        self._stream = compat.new_stream()
         with compat.device_errors():
+            self._stream = compat.new_stream()
             self._network = Network(
                 compat.to_device(self._table, self._stream),
                 compat.zeros((len(self._layers), 4), self._dtype, self._stream),
@@ -131,6 +131,14 @@ class Session:
             self._tiles = compat.to_device(self._plan.tiles, self._stream)
             self._cursor = compat.zeros(4, np.int64, self._stream)
             self._one = compat.to_device(np.ones(1, self._dtype), self._stream)
+            # Of no interest between trainings: allocated for each, they would be there twice meanwhile.
+            lengths = {
+                "a": self._sizes.row * self._rows,
+                "delta": self._sizes.row * self._rows,
+                "grad": self._plan.n_slices * self._sizes.theta,
+                "statistics": self._sizes.statistics,
+            }
+            self._work = {name: compat.zeros(n, self._dtype, self._stream) for name, n in lengths.items()}
             self._allocate(0, False)
             self._memory.theta.copy_to_device(self._pack(theta), stream=self._stream)
             if moving.size:
@@ -148,22 +156,12 @@ class Session:
         return layout.pack(self._layers, theta)
 
     def _allocate(self, n_slots: int, has_average: bool) -> None:
-        """Memory for a training with so many slots; what was in it is lost."""
-        theta, row, statistics, moving = self._sizes
-        dtype, stream = self._dtype, self._stream
+        """Memory for a training with so many slots; parameters that were in it are lost."""
+        theta, moving = self._sizes.theta, self._sizes.moving
         parts = np.cumsum([0, theta, moving, n_slots * theta, has_average * theta])
-        self._state = compat.zeros(parts[-1], dtype, stream)
+        self._state = compat.zeros(parts[-1], self._dtype, self._stream)
         views = [self._state[a:b] if b > a else self._one for a, b in pairwise(parts)]
-        self._memory = Memory(
-            a=compat.zeros(row * self._rows, dtype, stream),
-            delta=compat.zeros(row * self._rows, dtype, stream),
-            theta=views[0],
-            slots=views[2],
-            grad=compat.zeros(self._plan.n_slices * theta, dtype, stream),
-            average=views[3],
-            moving=views[1],
-            statistics=compat.zeros(statistics, dtype, stream),
-        )
+        self._memory = Memory(theta=views[0], slots=views[2], average=views[3], moving=views[1], **self._work)
 
     def load(self, theta: np.ndarray) -> None:
         """Take over other parameters."""
