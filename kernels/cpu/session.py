@@ -314,7 +314,6 @@ class Session:
                 output_delta=OUTPUT_DELTA.address_for(held, 0, 0, 0, 0, 0.0, 0),
                 forward_apart=FORWARD_APART.address_for(held, 0, 0, 0, 0),
                 delta_apart=DELTA_APART.address_for(held, 0, 0, 0, 0),
-                batch=LOOK_AT_BATCH.address_for(held, 0, 0, 0, 0, 0),
                 perturb=PERTURB.address_for(held, 0, key, 0, 0),
                 reduce=REDUCE.address_for(held, number, number, 0, 0, 0),
                 norms=NORMS.address_for(held, 0, 0),
@@ -329,14 +328,18 @@ class Session:
             if ahead.is_first_use(dtype):
                 ahead.wait(dtype)
                 self.compile_half()
-            addresses = addresses._replace(**self._find_loop())
+            addresses = addresses._replace(**self._find_shared())
             return addresses, addresses._replace(**of_narrow)
 
-    def _find_loop(self) -> dict[str, int]:
-        """The hooks that the loop calls where units are the lanes. The gradient is the same where they are not."""
+    def _find_shared(self) -> dict[str, int]:
+        """Those where units are the lanes, and what is the same where they are not: a helper's share."""
         phases = self._find_phases(TAKE_ROWS, PRODUCT, SUM_STRIP)
         held, rule, number = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER)), self.topology.dtype.type(0)
-        return {**phases, "gradient": GRADIENT.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0)}
+        return {
+            **phases,
+            "gradient": GRADIENT.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0),
+            "batch": LOOK_AT_BATCH.address_for(held, 0, 0, 0, 0, 0),
+        }
 
     def _find_phases(self, take_rows: Hook, product: Hook, sum_strip: Hook) -> dict[str, int]:
         held, key, span = Held(typeof(self._things())), self.network.seed, (0, 0)
@@ -354,7 +357,7 @@ class Session:
     def compile_half(self) -> None:
         """Compile what a helper does at the first use, and run nothing; see `ahead`."""
         UPDATE_RULE.address(self.topology.dtype)
-        self._find_loop()
+        self._find_shared()
         network, parameters, data, work = self._things()
         flat, epochs = np.zeros((1, 1), self.topology.dtype), np.zeros((1, 1))
         run = Run(0, 0, 0, epochs, 0, 0.0, epochs[0], epochs[0], data.order, flat[0], flat, epochs)
