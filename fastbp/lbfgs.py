@@ -31,7 +31,8 @@ class LBFGS:
     memory : int
         Corrections that approximate the Hessian.
     tol : float
-        Stop when no number of the gradient is greater than this.
+        Stop when no number of the gradient is greater than this, or the loss has fallen by no more than 64 times the
+        precision of the network's dtype, relative to it.
     max_evaluations : int
         Of loss and gradient, in a call.
     """

@@ -371,6 +371,8 @@ class MLP:
         DeviceError
             When the GPU that was asked for cannot be used, or fails; the network keeps the weights that it had, or,
             with callbacks, those of the last epoch that they have seen.
+        MissingExtraError
+            For "lbfgs" and the metric "auc", if SciPy or scikit-learn is not installed.
         """
         batch_size, epochs = validation.count("batch_size", batch_size), validation.count("epochs", epochs)
         accumulate = validation.count("accumulate", accumulate)
@@ -633,7 +635,15 @@ class MLP:
             return session.gradients(data)
 
     def forward(self, X: Any) -> np.ndarray:
-        """Outputs before the link (logits), (n_samples, n_out), for X (n_samples, n_in).
+        """Outputs before the link (logits).
+
+        Parameters
+        ----------
+        X : (n_samples, n_in) array
+
+        Returns
+        -------
+        (n_samples, n_out) array
 
         Raises
         ------
@@ -644,7 +654,15 @@ class MLP:
             return session.forward(X)
 
     def predict(self, X: Any) -> np.ndarray:
-        """Outputs after the link, (n_samples, n_out): values, or probabilities for the two cross-entropies.
+        """Outputs after the link: values, or probabilities for the two cross-entropies.
+
+        Parameters
+        ----------
+        X : (n_samples, n_in) array
+
+        Returns
+        -------
+        (n_samples, n_out) array
 
         Raises
         ------
@@ -717,6 +735,11 @@ class MLP:
 
         Tensors are named ``layers.0.weight`` (n_in, n_out), ``layers.0.bias`` (n_out,) and so on; `fastbp.load` reads
         it back. Optimizer states are not saved.
+
+        Parameters
+        ----------
+        path : path-like
+            A file that exists is replaced, once the new one is whole.
 
         Raises
         ------

@@ -159,6 +159,8 @@ class SGD(Optimizer):
     rate_in_velocity : bool
         Keep the learning rate inside v, as scikit-learn and Keras do: v <- momentum v - learning_rate grad. It is the
         same while the learning rate does not change.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.01
@@ -193,6 +195,8 @@ class Adam(Optimizer):
     epsilon : float
     amsgrad : bool
         Divide by the root of the largest v so far (Reddi et al., 2018), as in PyTorch.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.001
@@ -218,6 +222,8 @@ class AdamW(Adam):
         As for `Adam`.
     weight_decay : float
         At least 0.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     weight_decay: float = 0.01
@@ -233,6 +239,8 @@ class NAdam(Optimizer):
         As for `Adam`.
     momentum_decay : float
         At least 0: mu_t = beta1 (1 - 0.96**(momentum_decay t) / 2).
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.002
@@ -250,6 +258,8 @@ class RAdam(Optimizer):
     ----------
     learning_rate, beta1, beta2, epsilon : float
         As for `Adam`.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.001
@@ -272,6 +282,8 @@ class Lion(Optimizer):
         In [0, 1).
     weight_decay : float
         At least 0.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.0001
@@ -287,6 +299,8 @@ class Adagrad(Optimizer):
     Parameters
     ----------
     learning_rate, epsilon : float
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.01
@@ -303,6 +317,8 @@ class Adadelta(Optimizer):
     rho : float
         Decay rate of both mean squares, in [0, 1).
     epsilon : float
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 1.0
@@ -324,6 +340,8 @@ class RMSprop(Optimizer):
         In [0, 1).
     centered : bool
         Divide by the standard deviation of the gradient in place of its root mean square (Graves, 2013).
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
     """
 
     learning_rate: float = 0.01
@@ -353,6 +371,8 @@ class CustomOptimizer(Optimizer):
     n_slots : int
     settings : sequence of float
         Up to four; zeros follow.
+    layer_rates : sequence of float, optional
+        A factor of the learning rate for each dense layer; see `Optimizer`.
 
     Raises
     ------

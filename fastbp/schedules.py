@@ -83,7 +83,17 @@ class Schedule:
 
 @dataclass(frozen=True)
 class Step(Schedule):
-    """gamma**floor(time / every), PyTorch's StepLR."""
+    """gamma**floor(time / every), PyTorch's StepLR.
+
+    Parameters
+    ----------
+    every : float
+        Epochs, above 0.
+    gamma : float
+        Above 0.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     every: float
     gamma: float = 0.1
@@ -94,7 +104,15 @@ class Step(Schedule):
 
 @dataclass(frozen=True)
 class Exponential(Schedule):
-    """gamma**time, PyTorch's ExponentialLR."""
+    """gamma**time, PyTorch's ExponentialLR.
+
+    Parameters
+    ----------
+    gamma : float
+        Above 0.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     gamma: float
 
@@ -104,7 +122,17 @@ class Exponential(Schedule):
 
 @dataclass(frozen=True)
 class Polynomial(Schedule):
-    """From 1 to ``end`` as (1 - time / total)**power."""
+    """From 1 to ``end`` as (1 - time / total)**power.
+
+    Parameters
+    ----------
+    power : float
+        Above 0.
+    end : float
+        At least 0.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     power: float = 1.0
     end: float = 0.0
@@ -115,7 +143,15 @@ class Polynomial(Schedule):
 
 @dataclass(frozen=True)
 class Cosine(Schedule):
-    """From 1 to ``end`` along half a cosine (Loshchilov & Hutter, 2017), PyTorch's CosineAnnealingLR."""
+    """From 1 to ``end`` along half a cosine (Loshchilov & Hutter, 2017), PyTorch's CosineAnnealingLR.
+
+    Parameters
+    ----------
+    end : float
+        At least 0.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     end: float = 0.0
 
@@ -125,7 +161,15 @@ class Cosine(Schedule):
 
 @dataclass(frozen=True)
 class FlatCosine(Schedule):
-    """1 for a share ``flat`` of the training, then down to 0 along half a cosine."""
+    """1 for a share ``flat`` of the training, then down to 0 along half a cosine.
+
+    Parameters
+    ----------
+    flat : float
+        In [0, 1).
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     flat: float = 0.5
 
@@ -136,7 +180,15 @@ class FlatCosine(Schedule):
 
 @dataclass(frozen=True)
 class LogCosine(Schedule):
-    """Whole cosines from 0 to 1 and back, each twice as long as the one before: Holzmüller et al. (2024), section 3."""
+    """Whole cosines from 0 to 1 and back, each twice as long as the one before: Holzmüller et al. (2024), section 3.
+
+    Parameters
+    ----------
+    cycles : int
+        At least 1.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     cycles: int = 4
     _: KW_ONLY
@@ -157,10 +209,13 @@ class CosineRestarts(Schedule):
     Parameters
     ----------
     first : float
-        Epochs of the first cycle.
+        Epochs of the first cycle, above 0.
     stretch : float
-        How many times longer each cycle is than the one before.
+        How many times longer each cycle is than the one before, at least 1.
     end : float
+        What each cycle ends with, at least 0.
+    by : {"epoch", "step"}
+        When the rate changes.
     """
 
     first: float
@@ -179,7 +234,15 @@ class CosineRestarts(Schedule):
 
 @dataclass(frozen=True)
 class InverseScaling(Schedule):
-    """1 / (time + 1)**power; scikit-learn's "invscaling" counts samples in place of epochs."""
+    """1 / (time + 1)**power; scikit-learn's "invscaling" counts samples in place of epochs.
+
+    Parameters
+    ----------
+    power : float
+        Above 0.
+    by : {"epoch", "step"}
+        When the rate changes.
+    """
 
     power: float = 0.5
 
@@ -194,6 +257,15 @@ class OneCycle(Schedule):
     It begins with 1 / start_divisor and ends with 1 / (start_divisor end_divisor). Like all schedules it is a function
     of time, however many updates that has: the peak is at the first update after ``rise``, and the end at the end of
     the last one. PyTorch's OneCycleLR counts updates, and has both an update earlier.
+
+    Parameters
+    ----------
+    rise : float
+        In (0, 1).
+    start_divisor, end_divisor : float
+        At least 1.
+    by : {"epoch", "step"}
+        When the rate changes.
     """
 
     rise: float = 0.3
@@ -216,9 +288,12 @@ class WarmUp(Schedule):
     Parameters
     ----------
     epochs : float
+        Above 0.
     then : str, Schedule or callable, optional
         As `fit`'s ``schedule``; its time begins after the warm-up, and ``by`` is that of the warm-up. A
         ReduceOnPlateau looks at the losses of the warm-up, too.
+    by : {"epoch", "step"}
+        When the rate changes.
     """
 
     epochs: float
@@ -247,6 +322,15 @@ class ReduceOnPlateau(Schedule):
     """Multiply by ``reduction`` when the loss has not fallen for more than ``patience`` epochs, as PyTorch's.
 
     The validation loss counts where there is one. A loss has fallen when it is below (1 - threshold) times the best.
+
+    Parameters
+    ----------
+    reduction : float
+        In (0, 1).
+    patience : int
+        Epochs, at least 0.
+    threshold : float
+        At least 0.
     """
 
     reduction: float = 0.1
@@ -256,7 +340,15 @@ class ReduceOnPlateau(Schedule):
 
 @dataclass(frozen=True)
 class ByEpoch(Schedule):
-    """Any callable from the epoch, counted from 0, to the learning rate itself: what `fit` makes of a callable."""
+    """Any callable from the epoch, counted from 0, to the learning rate itself: what `fit` makes of a callable.
+
+    Parameters
+    ----------
+    rate : callable
+        Gives a finite number of at least 0.
+    by : {"epoch", "step"}
+        What is counted.
+    """
 
     rate: Callable[[int], float]
 
@@ -273,7 +365,13 @@ class ByEpoch(Schedule):
 
 @dataclass(frozen=True)
 class ByStep(ByEpoch):
-    """Any callable from the update, counted from 0, to the learning rate itself."""
+    """Any callable from the update, counted from 0, to the learning rate itself.
+
+    Parameters
+    ----------
+    rate : callable
+        Gives a finite number of at least 0.
+    """
 
     _: KW_ONLY
     by: str = "step"
