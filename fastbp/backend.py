@@ -14,7 +14,7 @@ import numpy as np
 from numba.core import event
 
 from .kernels.cpu.jit import ENTRIES
-from .kernels.cpu.session import Session, choose_threads
+from .kernels.cpu.session import N_CORES, Session, choose_threads
 from .kernels.problem import Data, DeviceError, Progress, Topology, Update
 from .validation import choice
 
@@ -41,6 +41,8 @@ DLPACK_CUDA = (2, 13)
 CPU_SPEED, GPU_SPEED, LAUNCH = 1e11, 1e13, 3e-6
 #: Sessions that a network keeps at most: for a training, for its validation, for predictions, and one more.
 KEPT_SESSIONS = 4
+#: As many threads may be had on few cores as well; with hundreds, who waits would keep the others from coming.
+FEW_THREADS = 16
 
 
 class _Notice(event.Listener):
@@ -187,6 +189,7 @@ class Sessions:
             return
         if threads is None:
             threads = choose_threads(topology, rows, n_updates, n_calls)
+        threads = min(threads, max(N_CORES, FEW_THREADS))
         key = batch_rows, rows, threads
         session = self._kept.pop(key, None)
         if session is None:

@@ -347,7 +347,8 @@ class MLP:
             `fastbp.EarlyStopping` and its like; a plain callable is called with the History after each epoch, and
             training stops when it returns True.
         threads : int, optional
-            None lets a cost model choose. The result is the same, to the bit, for any number.
+            None lets a cost model choose; many more than there are cores are not taken. The result is the same, to the
+            bit, for any number.
         device : {"cpu", "cuda", "auto"}
             "cuda" is an NVIDIA GPU; "auto" takes it where there is one and it should be faster. Results differ between
             devices by rounding alone.

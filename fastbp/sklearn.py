@@ -287,6 +287,8 @@ class _Trained:
             raise ValueError(f"preset must be 'tabular' or None, it is {estimator.preset!r}")
         if sparse.issparse(X):
             raise TypeError("X must be a DataFrame or an array with preset='tabular', it is a sparse matrix")
+        if np.ndim(X) != 2:
+            raise ValueError(f"X must be a table of two dimensions with preset='tabular', it has {np.ndim(X)}")
 
     def _is_default(self, name: str) -> bool:
         return np.array_equal(getattr(self, name), self._defaults[name].default)
@@ -329,6 +331,7 @@ class _Trained:
             seed=int(estimator._random_state.randint(2**31 - 1)),
             threads=estimator.threads,
             device=estimator.device,
+            progress=bool(estimator.verbose),
         )
         first = self._nets[0]
         self.coefs_, self.intercepts_ = list(first.weights), list(first.biases)
@@ -490,6 +493,7 @@ class MLPClassifier(_Trained, neural_network.MLPClassifier):
         ``validation_fraction``; left at their defaults, these are its own too. Fewer than 1000 samples make a
         committee of five networks: ``coefs_``, ``intercepts_`` and ``loss_curve_`` are then the first one's.
         ``validation_scores_`` are errors after each epoch: the log loss of classes, the RMSE of standardised targets.
+        ``verbose`` shows a progress bar for each training.
 
     Notes
     -----

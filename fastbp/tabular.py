@@ -70,7 +70,7 @@ class SmoothRobustScaler(OneToOneFeatureMixin, TransformerMixin, BaseEstimator):
     def transform(self, X: Any) -> np.ndarray:
         check_is_fitted(self)
         scaled = (validate_data(self, X, dtype=np.float64, reset=False) - self.center_) * self.factor_
-        return scaled / np.sqrt(1 + (scaled / 3) ** 2)
+        return scaled / np.hypot(1, scaled / 3)
 
 
 def _is_of_numbers(column: np.ndarray) -> bool:
@@ -216,7 +216,6 @@ def train(
         batch_size=batch_size,
         epochs=epochs,
         callbacks=callbacks,
-        progress=False,
         **settings,
     )
     return net, history

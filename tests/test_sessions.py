@@ -13,6 +13,7 @@ import pytest
 from cases import make_case
 
 import fastbp
+from fastbp import backend
 from fastbp.backend import KEPT_SESSIONS, Sessions
 from fastbp.kernels.cpu import session as cpu_session
 from fastbp.kernels.cpu.session import LIGHT_BYTES
@@ -145,3 +146,19 @@ def test_copies_have_sessions_of_their_own(rng, again):
 def test_threads_are_for_calls_that_are_worth_waking_them(monkeypatch, sizes, rows, updates, calls, threads):
     monkeypatch.setattr(cpu_session, "N_CORES", 2)
     assert cpu_session.choose_threads(fastbp.MLP(sizes)._topology, rows, updates, calls) == threads
+
+
+def test_hundreds_of_threads_are_not_taken(rng, monkeypatch):
+    """They would keep each other from coming to the barriers."""
+    opened = []
+
+    class Spy(backend.Session):
+        def __init__(self, *args):
+            opened.append(args[-1])
+            super().__init__(*args)
+
+    monkeypatch.setattr(backend, "Session", Spy)
+    case = make_case(rng, (5, 17, 3))
+    for threads in (1, 5, 1000):
+        case.net.fit(case.X, case.y, epochs=1, threads=threads, progress=False)
+    assert opened == [1, 5, max(cpu_session.N_CORES, backend.FEW_THREADS)]

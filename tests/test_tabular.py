@@ -45,6 +45,7 @@ def test_scaler(rng):
     np.testing.assert_allclose(actual[:, 0], first / np.sqrt(1 + (first / 3) ** 2), rtol=1e-12)
     assert np.abs(actual).max() < 3
     assert not actual[:, 1].any()
+    assert SmoothRobustScaler().fit(X).transform([[1e300, 0, 0]])[0, 0] == 3
     np.testing.assert_allclose(np.unique(actual[:, 2]), [0, 2 / np.sqrt(1 + 4 / 9)], rtol=1e-12)
 
 
@@ -346,3 +347,15 @@ def test_classes_may_be_more_than_are_held_out(rng, n_samples, n_classes, fracti
     model = MLPClassifier((8,), preset="tabular", max_iter=1, **settings)
     model.fit(rng.normal(size=(n_samples, 3)), np.arange(n_samples) % n_classes)
     assert len(model.classes_) == n_classes
+
+
+def test_a_table_of_one_dimension_is_refused(rng):
+    with pytest.raises(ValueError, match=r"X must be a table of two dimensions .*, it has 1"):
+        MLPClassifier(preset="tabular").fit(np.arange(10.0), np.arange(10) % 2)
+
+
+def test_verbose_shows_a_bar(rng, capfd):
+    X, y = make_table(rng, 60)
+    for verbose in (False, True):
+        MLPRegressor(hidden_layer_sizes=(4,), preset="tabular", max_iter=2, verbose=verbose).fit(X, y)
+        assert ("samples" in capfd.readouterr().err) == verbose
