@@ -137,7 +137,8 @@ def spec(choice: Choice, table: Mapping[str, Any]) -> str:
     setting = table[choice.name].setting
     if setting is None or choice.setting == setting.default:
         return choice.name
-    return f"{choice.name}({setting.name}={choice.setting!r})"
+    number = repr(choice.setting).removesuffix(".0")  # as one would write it
+    return f"{choice.name}({setting.name}={number})"
 
 
 def count(name: str, value: Any, at_least: int = 1) -> int:

@@ -6,6 +6,8 @@ import numpy as np
 import pytest
 from cases import make_case
 
+import fastbp
+
 peers = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed (extra: sklearn)")
 
 
@@ -14,9 +16,9 @@ def test_metrics_of_classes(rng, weighted):
     case = make_case(rng, (5, 17, 4), "cross_entropy", n_samples=64, weighted=weighted)
     p, w = case.net.predict(case.X), case.weight
     scores = case.net.evaluate(case.X, case.y, w, metrics=["accuracy", "top_k(k=2)", "log_loss", "auc"])
-    assert list(scores) == ["loss", "accuracy", "top_k(k=2.0)", "log_loss", "auc"]
+    assert list(scores) == ["loss", "accuracy", "top_k(k=2)", "log_loss", "auc"]
     assert scores["accuracy"] == pytest.approx(peers.accuracy_score(case.y, p.argmax(axis=1), sample_weight=w))
-    assert scores["top_k(k=2.0)"] == pytest.approx(peers.top_k_accuracy_score(case.y, p, k=2, sample_weight=w))
+    assert scores["top_k(k=2)"] == pytest.approx(peers.top_k_accuracy_score(case.y, p, k=2, sample_weight=w))
     assert scores["log_loss"] == pytest.approx(peers.log_loss(case.y, p, sample_weight=w))
     assert scores["auc"] == pytest.approx(peers.roc_auc_score(case.y, p, multi_class="ovr", sample_weight=w))
 
@@ -91,7 +93,7 @@ def test_curves_on_validation_data(rng):
         validation_data=(case.X[40:], case.y[40:]),
         metrics=["accuracy", "top_k(k=2)"],
     )
-    assert list(history.to_frame())[-2:] == ["val_accuracy", "val_top_k(k=2.0)"]
+    assert list(history.to_frame())[-2:] == ["val_accuracy", "val_top_k(k=2)"]
     last = case.net.evaluate(case.X[40:], case.y[40:])
     assert [len(curve) for curve in history.val_metrics.values()] == [3, 3]
     assert history.val_metrics["accuracy"][-1] == last["accuracy"]
@@ -115,3 +117,12 @@ def test_metrics_without_validation_data_are_refused(rng):
     with pytest.raises(ValueError, match=r"metrics.*validation_data"):
         case.net.fit(case.X, case.y, metrics=["accuracy"])
     assert np.array_equal(case.net.theta, before)
+
+
+def test_a_metric_is_reported_as_one_writes_it(rng):
+    case = make_case(rng, (5, 17, 4), "cross_entropy")
+    metrics = ["top_k(k=2)", "accuracy"]
+    assert set(case.net.evaluate(case.X, case.y, metrics=metrics)) == {"loss", *metrics}
+    stopping = fastbp.EarlyStopping(monitor="val_top_k(k=2)", patience=1)
+    held_out = case.X, case.y
+    case.net.fit(case.X, case.y, epochs=2, validation_data=held_out, metrics=metrics, callbacks=[stopping])
