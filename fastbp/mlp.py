@@ -245,8 +245,7 @@ class MLP:
     def __setstate__(self, state: dict[str, Any]) -> None:
         self.__dict__ = state
         for name in ("_theta", "_moving"):  # read-only if they were unpickled into a mapped file
-            if not state[name].flags.writeable:
-                state[name] = state[name].copy()
+            state[name] = np.require(state[name], requirements="W")
         self._sessions = Sessions()
         self._take_views()
 

@@ -135,7 +135,7 @@ class Optimizer:
                 f"and {shape[0]}: give a new instance, or call reset() first"
             )
         # read-only if it was unpickled into a mapped file
-        return (self._slots if self._slots.flags.writeable else self._slots.copy()), self._step
+        return np.require(self._slots, requirements="W"), self._step
 
     def keep(self, slots: np.ndarray, step: int) -> None:
         """Take over the state of a training."""

@@ -61,7 +61,6 @@ class _Iterations(Callback):
 
     def __init__(self, estimator: Any, n_samples: int, held_out: tuple | None, offset: float):
         self.estimator, self.n_samples, self.held_out, self.offset = estimator, n_samples, held_out, offset
-        self.converged = False
 
     def begin(self, net: MLP, controls: Controls) -> None:
         self.rates = controls.rates
@@ -92,7 +91,6 @@ class _Iterations(Callback):
             return False
         if estimator.verbose:
             print(f"{message} Stopping.")
-        self.converged = True
         return True
 
 
@@ -245,7 +243,6 @@ class _Trained:
         # Views, so that a score in the middle of the training sees the network as it is.
         self.coefs_, self.intercepts_ = list(net.weights), list(net.biases)
         estimator.n_iter_ = 0
-        iterations = _Iterations(self, n_samples, held_out, self._offset(y, sample_weight))
         try:
             net.fit(
                 X,
@@ -256,12 +253,13 @@ class _Trained:
                 epochs=epochs,
                 shuffle=estimator.shuffle,
                 schedule=schedule,
-                callbacks=[iterations],
+                callbacks=[_Iterations(self, n_samples, held_out, self._offset(y, sample_weight))],
                 threads=estimator.threads,
                 device=estimator.device,
                 progress=False,
             )
-            if not incremental and estimator.n_iter_ == estimator.max_iter and not iterations.converged:
+            goes_on = estimator._no_improvement_count <= estimator.n_iter_no_change
+            if not incremental and estimator.n_iter_ == estimator.max_iter and goes_on:
                 warnings.warn(
                     f"Stochastic Optimizer: Maximum iterations ({estimator.max_iter}) reached and the optimization "
                     f"hasn't converged yet.",

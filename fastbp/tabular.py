@@ -117,7 +117,7 @@ def table_encoder(X: Any) -> Pipeline:
         numbers = make_column_selector(dtype_include=np.number, dtype_exclude=kinds)(frame.infer_objects())
     else:
         times, numbers = [], [k for k, column in enumerate(np.asarray(X).T) if _is_of_numbers(column)]
-    others = [k for k in range(np.shape(X)[1]) if k not in (*times, *numbers)]
+    others = sorted({*range(np.shape(X)[1])} - {*times, *numbers})
     imputer = SimpleImputer(strategy="median", add_indicator=True, keep_empty_features=True)
     one_hot = OneHotEncoder(handle_unknown="ignore", drop="if_binary", sparse_output=False)
     columns = make_column_transformer(
@@ -229,15 +229,16 @@ def recommended_folds(
     ``y`` is (n_samples, n_out), zeros and ones for classes; ``fraction`` None is the recipe's, or folds.
     """
     labels = y.argmax(axis=1) if y.shape[1] > 1 else y.ravel()
-    rarest = np.unique(labels, return_counts=True)[1].min() if of_classes else 1
+    counts = np.unique(labels, return_counts=True)[1] if of_classes else np.ones(1)
+    rarest = counts.min()
     split: Any
     if fraction is None and len(y) < SMALL_TABLE:
         split = StratifiedKFold if rarest >= FOLDS else KFold
         split = split(min(FOLDS, len(y)), shuffle=True, random_state=random_state)
     else:
         fraction = fraction or VALIDATION_FRACTION
-        n_fewer, n_classes = math.floor(len(y) * min(fraction, 1 - fraction)), len(np.unique(labels))
-        split = StratifiedShuffleSplit if rarest > 1 and n_fewer >= n_classes else ShuffleSplit
+        n_fewer = math.floor(len(y) * min(fraction, 1 - fraction))
+        split = StratifiedShuffleSplit if rarest > 1 and n_fewer >= len(counts) else ShuffleSplit
         split = split(1, test_size=fraction, random_state=random_state)
     return list(split.split(y, labels))
 

@@ -361,18 +361,18 @@ def class_weights(
         present = counts > 0
         of_class = np.where(present, labels.size / (present.sum() * np.maximum(counts, 1)), 1.0)
     else:
-        if isinstance(class_weight, Mapping):
-            pairs = list(class_weight.items())
-        elif np.ndim(class_weight) == 1:
-            pairs = list(enumerate(class_weight))
+        if not isinstance(class_weight, Mapping):
+            if np.ndim(class_weight) != 1:
+                raise TypeError(
+                    f"class_weight must be 'balanced', a dict or a sequence of numbers, it is {class_weight!r}"
+                )
             if len(class_weight) != n_classes:
                 raise ValueError(
                     f"class_weight must have a weight for each of the {n_classes} classes, it has {len(class_weight)}"
                 )
-        else:
-            raise TypeError(f"class_weight must be 'balanced', a dict or a sequence of numbers, it is {class_weight!r}")
+            class_weight = dict(enumerate(class_weight))
         of_class = np.ones(n_classes)
-        for label, weight in pairs:
+        for label, weight in class_weight.items():
             if not isinstance(label, (int, np.integer)) or not 0 <= label < n_classes:
                 raise ValueError(f"class_weight must be for the classes 0 to {n_classes - 1}, it holds {label!r}")
             of_class[label] = number_in(f"class_weight of class {label}", weight, above=0)

@@ -305,7 +305,7 @@ class Session:
         else as well. Returns those of networks whose lanes are units, and of those whose are samples.
         """
         dtype = self.topology.dtype
-        held, rule = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER))
+        held, rule = self._held(), Held(typeof(NO_OPTIMIZER))
         key, number = self.network.seed, dtype.type(0)
         with quick_compilation():
             for hook in (ACTIVATE, PREPARE):
@@ -334,7 +334,7 @@ class Session:
     def _find_shared(self) -> dict[str, int]:
         """Those where units are the lanes, and what is the same where they are not: a helper's share."""
         phases = self._find_phases(TAKE_ROWS, PRODUCT, SUM_STRIP)
-        held, rule, number = Held(typeof(self._things())), Held(typeof(NO_OPTIMIZER)), self.topology.dtype.type(0)
+        held, rule, number = self._held(), Held(typeof(NO_OPTIMIZER)), self.topology.dtype.type(0)
         return {
             **phases,
             "gradient": GRADIENT.address_for(held, rule, number, number, 0, 0, 0, 0, 0, 0),
@@ -342,12 +342,15 @@ class Session:
         }
 
     def _find_phases(self, take_rows: Hook, product: Hook, sum_strip: Hook) -> dict[str, int]:
-        held, key, span = Held(typeof(self._things())), self.network.seed, (0, 0)
+        held, key, span = self._held(), self.network.seed, (0, 0)
         return {
             "product": product.address(self.topology.dtype),
             "take_rows": take_rows.address_for(held, 0, 0, 0, 0, key, 0.0, 0, span, False, span, 0),
             "sum_strip": sum_strip.address_for(held, 0, 0, 0, 0, 0, 0, 0, 0, 0),
         }
+
+    def _held(self) -> Held:
+        return Held(typeof(self._things()))
 
     def _things(self) -> tuple[Network, Parameters, Data, Workspace]:
         """What is held for the phases, with samples like all."""
